@@ -1,0 +1,1 @@
+"""What `ray job submit` runs: parse, load the recipe, call one function."""

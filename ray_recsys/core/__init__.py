@@ -1,0 +1,1 @@
+"""Algorithms in numpy, pyarrow, torch and faiss; knows nothing of Ray."""

@@ -1,0 +1,158 @@
+"""Immutable directories: written beside their final name, renamed when complete, checked when read.
+
+An artefact is a directory with a `manifest.json` that lists the size and sha256 of every other file in it, and its own.
+This module does not know what is inside.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Size in bytes and sha256 (hex) of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Returns the size and sha256 of a file."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileDigest(path.stat().st_size, sha256)
+
+
+@contextmanager
+def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new directory beside `final`; renames it to `final` on success, removes it on any error.
+
+    A process killed inside leaves a `.<name>.tmp-*` directory that no reader opens.
+
+    Raises:
+        ArtifactError: `final` exists already and `overwrite` is false.
+    """
+    final = final.absolute()
+    if final.exists() and not overwrite:
+        raise ArtifactError(f"{final} exists already; give another directory, or --overwrite to replace it")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = final.parent / f".{final.name}.tmp-{uuid.uuid4().hex[:12]}"
+    staging.mkdir()
+    try:
+        yield staging
+        _sync_tree(staging)
+        _replace_directory(staging, final)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace_directory(staging: Path, final: Path) -> None:
+    if final.exists():
+        old = final.parent / f".{final.name}.old-{uuid.uuid4().hex[:12]}"
+        final.rename(old)
+        staging.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        staging.rename(final)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    kind: str,
+    schema_version: int,
+    body: Mapping[str, Any],
+    digests: Mapping[str, FileDigest] | None = None,
+) -> None:
+    """Writes `manifest.json` over every file of the directory.
+
+    Args:
+        directory: The artefact, not yet renamed to its final name.
+        kind: `prepared`, `run`, `bundle`, …; a reader asks for one.
+        schema_version: Raised whenever an older reader would misread the artefact.
+        body: JSON-ready content beside kind, schema_version and files.
+        digests: Already known digests by relative path; the others are computed here.
+    """
+    known = digests or {}
+    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    files = {name: known.get(name) or digest_file(directory / name) for name in names if name != MANIFEST}
+    manifest = {
+        "kind": kind,
+        "schema_version": schema_version,
+        **body,
+        "files": {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in files.items()},
+    }
+    manifest["manifest_sha256"] = _digest_json(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+
+
+def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
+    """Returns a manifest after checking it, and the presence and size of every file (not yet their content).
+
+    Raises:
+        ArtifactError: There is no artefact of this kind.
+        SchemaVersionError: It was written by another schema version.
+        IntegrityError: The manifest was changed, or a file is missing or of another size.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is not a {kind} directory: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read ({error}); make the {kind} again") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else None
+        raise ArtifactError(f"{directory} holds kind {found!r}, not {kind!r}")
+    if manifest.get("schema_version") != schema_version:
+        raise SchemaVersionError(
+            f"{path}: schema version {manifest.get('schema_version')!r}, but this ray_recsys reads "
+            f"{schema_version}; make the {kind} again with this version"
+        )
+    if manifest.pop("manifest_sha256", None) != _digest_json(manifest):
+        raise IntegrityError(f"{path} was changed after it was written; make the {kind} again")
+    for name, entry in manifest["files"].items():
+        _check_size(directory / name, entry["bytes"], kind)
+    return manifest
+
+
+def verify_file(directory: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Checks one file's content against its manifest entry.
+
+    Raises:
+        IntegrityError: The file is missing or its content was changed.
+    """
+    path = directory / name
+    _check_size(path, entry["bytes"], "artefact")
+    if digest_file(path).sha256 != entry["sha256"]:
+        raise IntegrityError(f"{path}: content does not match its sha256 in {MANIFEST}; the file was changed")
+
+
+def _check_size(path: Path, expected: int, kind: str) -> None:
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing; make the {kind} again")
+    if (found := path.stat().st_size) != expected:
+        raise IntegrityError(f"{path}: {found} bytes instead of {expected}; the file was truncated or changed")
+
+
+def _digest_json(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""Users' histories as flat arrays (CSR), and their Arrow form: one row a user.
+
+Knows nothing of files. Shape letters: U users here, n interactions here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions:
+    """Interactions of U users, user after user, each user's in order of time.
+
+    `offsets[u]:offsets[u + 1]` are the places of the u-th user here. A column that the log lacks is None.
+    """
+
+    offsets: Int64s
+    item_idx: Int32s
+    timestamp_s: Int64s | None = None
+    rating: Float32s | None = None
+    repetition: Int32s | None = None
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64s:
+        """Interactions of each user, int64[U]."""
+        return np.diff(self.offsets)
+
+    def rows(self) -> Int64s:
+        """Returns each interaction's place of user, int64[n]."""
+        return np.repeat(np.arange(self.num_users), self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """U users with consecutive indices, their training interactions and held-out ones."""
+
+    first_user_idx: int
+    training: Interactions
+    validation: Interactions
+    test: Interactions
+
+    @property
+    def user_idx(self) -> Int64s:
+        """Indices of the users, int64[U]."""
+        return np.arange(self.first_user_idx, self.first_user_idx + self.training.num_users)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """Returns the histories in a table of whole users (a partition of a prepared set)."""
+        first = int(table["user_idx"][0].as_py()) if table.num_rows else 0
+        return cls(first, *(_interactions(table, prefix) for prefix in ("", "validation_", "test_")))
+
+
+COLUMNS = {"item_idx": pa.int32(), "timestamp_s": pa.int64(), "rating": pa.float32(), "repetition": pa.int32()}
+
+
+def to_table(histories: Histories, user_ids: pa.Array) -> pa.Table:
+    """Returns the Arrow form: user_idx, user_id, then one list column per column of each part."""
+    columns: dict[str, pa.Array] = {"user_idx": pa.array(histories.user_idx, pa.int64()), "user_id": user_ids}
+    parts = {"": histories.training, "validation_": histories.validation, "test_": histories.test}
+    for prefix, part in parts.items():
+        offsets = pa.array(part.offsets.astype(np.int32))
+        for name, dtype in COLUMNS.items():
+            values = getattr(part, name)
+            if values is not None:
+                columns[prefix + name] = pa.ListArray.from_arrays(offsets, pa.array(values, dtype))
+    return pa.table(columns)
+
+
+def _interactions(table: pa.Table, prefix: str) -> Interactions:
+    names = [name for name in COLUMNS if prefix + name in table.column_names]
+    lists = {name: _one_chunk(table[prefix + name]) for name in names}
+    items = lists["item_idx"]
+    offsets = items.offsets.to_numpy().astype(np.int64)
+    values: dict[str, npt.NDArray[Any]] = {name: _flat(column, COLUMNS[name]) for name, column in lists.items()}
+    return Interactions(offsets - offsets[0], **values)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.ListArray:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _flat(column: pa.ListArray, dtype: pa.DataType) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = column.flatten().cast(dtype).to_numpy(zero_copy_only=False)
+    return values

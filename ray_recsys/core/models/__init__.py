@@ -1,0 +1,1 @@
+"""Models; each scores (user, item) pairs and the whole catalogue."""

@@ -1,0 +1,139 @@
+"""The prepared set: a directory of partitions of users, the item table and a manifest.
+
+    manifest.json            counts, drops, partitions, split, recipe; size and sha256 of every file
+    items.parquet            item_idx, item_id, count (training interactions), title?, category?; row = item_idx
+    users/part-00000.parquet one row a user (see `histories`); user indices of a partition are consecutive
+    drops/<reason>.jsonl     up to 100 examples of the rows dropped for a reason
+
+Items are sorted by descending count, ties by id, so that index 0 is the most popular. This module does not know how a
+prepared set is computed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.artifact import FileDigest, digest_file, read_manifest, verify_file, write_manifest
+from ray_recsys.core.histories import Histories, Int64s, to_table
+
+KIND = "prepared"
+SCHEMA_VERSION = 1
+ITEMS = "items.parquet"
+
+
+class PartitionInfo(BaseModel):
+    """A partition's file and what is in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    first_user_idx: int
+    num_users: int
+    num_training: int
+    num_validation: int
+    num_test: int
+
+
+class PreparedManifest(BaseModel):
+    """What a prepared set says of itself; rows_in == rows_kept + sum(rows_dropped.values())."""
+
+    model_config = ConfigDict(frozen=True)
+
+    created_at: str
+    rows_in: int
+    rows_kept: int
+    """Rows that became training, validation or test interactions."""
+    rows_dropped: dict[str, int]
+    num_users: int
+    num_items: int
+    num_training: int
+    num_validation: int
+    num_test: int
+    split: dict[str, Any]
+    """Method, cut-offs, what was fitted on what, and counts of what the split left unscored."""
+    input_fingerprint: str
+    """Digest of the input's files and the recipe parts that prepare reads: equal means a rerun is not needed."""
+    recipe: Recipe
+    partitions: tuple[PartitionInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSet:
+    """A prepared set that was opened and whose manifest holds."""
+
+    path: Path
+    manifest: PreparedManifest
+    files: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens a prepared set: checks manifest, presence and sizes; `verify` checks the content.
+
+        Raises:
+            ArtifactError: No prepared set, another schema version, or damaged.
+        """
+        path = path.absolute()
+        manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
+        files = manifest.pop("files")
+        return cls(path, PreparedManifest.model_validate(manifest), files)
+
+    def verify(self, name: str | None = None) -> None:
+        """Checks the content of one file, or of all, against the manifest.
+
+        Raises:
+            IntegrityError: A file was changed.
+        """
+        for file in [name] if name else self.files:
+            verify_file(self.path, file, self.files[file])
+
+    def partition_path(self, partition: int) -> Path:
+        """Returns the absolute path of a partition's file."""
+        return self.path / self.manifest.partitions[partition].file
+
+    def read_partition(self, partition: int) -> Histories:
+        """Returns the histories of a partition."""
+        return Histories.from_table(pq.read_table(self.partition_path(partition)))
+
+    def read_user_ids(self, partition: int) -> pa.ChunkedArray:
+        """Returns the user ids of a partition, in order of user_idx."""
+        return pq.read_table(self.partition_path(partition), columns=["user_id"])["user_id"]
+
+    def read_items(self) -> pa.Table:
+        """Returns the item table; row i is the item with index i."""
+        return pq.read_table(self.path / ITEMS)
+
+    def item_counts(self) -> Int64s:
+        """Returns the training interactions of each item, int64[I], descending."""
+        counts: Int64s = pq.read_table(self.path / ITEMS, columns=["count"])["count"].to_numpy()
+        return counts
+
+
+def write_partition(
+    directory: Path, partition: int, histories: Histories, user_ids: pa.Array
+) -> tuple[PartitionInfo, FileDigest]:
+    """Writes a partition's file into a prepared set that is being made; returns what the manifest says of it."""
+    name = f"users/part-{partition:05d}.parquet"
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(to_table(histories, user_ids), path, compression="zstd", compression_level=1)
+    info = PartitionInfo(
+        file=name,
+        first_user_idx=histories.first_user_idx,
+        num_users=histories.training.num_users,
+        num_training=len(histories.training.item_idx),
+        num_validation=len(histories.validation.item_idx),
+        num_test=len(histories.test.item_idx),
+    )
+    return info, digest_file(path)
+
+
+def write_prepared_manifest(directory: Path, manifest: PreparedManifest, digests: Mapping[str, FileDigest]) -> None:
+    """Completes a prepared set that is being made; `digests` are those known already, by relative path."""
+    body = manifest.model_dump(mode="json")
+    write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, digests=digests)

@@ -1,0 +1,1 @@
+"""Loaders for public sets, and the synthetic generator."""

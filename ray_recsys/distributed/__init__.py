@@ -1,0 +1,1 @@
+"""The only home of Ray: processes, placement, retries and storage around `core`."""

@@ -1,0 +1,1 @@
+"""The Serve graph: ingress → recall → rerank."""

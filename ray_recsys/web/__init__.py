@@ -1,0 +1,1 @@
+"""The page that the ingress serves (plain HTML, CSS and JavaScript)."""
