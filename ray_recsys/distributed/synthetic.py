@@ -1,0 +1,61 @@
+"""Writes a synthetic log of any size through Ray Data: one task a file, nothing but row counts comes back.
+
+Does not know what is in a block: see `ray_recsys.datasets.synthetic`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray.data
+
+from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.datasets.synthetic import ROWS_PER_FILE, SyntheticLog, write_block
+from ray_recsys.errors import StageError
+from ray_recsys.progress import Reporter, silent
+
+
+def write_synthetic(
+    output: Path,
+    *,
+    num_interactions: int,
+    num_users: int,
+    num_items: int,
+    num_files: int | None = None,
+    dirty_share: float = 0.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    report: Reporter = silent,
+) -> SyntheticLog:
+    """Writes a log as a folder of Parquet files; the same bytes on every cluster.
+
+    Args:
+        output: Folder that appears when the log is complete.
+        num_interactions: Rows in all, dirty ones included.
+        num_users: Users that can occur.
+        num_items: Items that can occur.
+        num_files: None: one file per million rows.
+        dirty_share: Share of rows with a null id, no or a bad time, or that repeat another row.
+        seed: Another seed is another log.
+        overwrite: Whether an existing folder is replaced.
+        report: Gets a line at start and end.
+
+    Raises:
+        ArtifactError: `output` exists and `overwrite` is false.
+        StageError: A task wrote another number of rows than asked for.
+    """
+    files = num_files or -(-num_interactions // ROWS_PER_FILE)
+    log = SyntheticLog(num_interactions, num_users, num_items, files, dirty_share, seed)
+    report(f"writing {num_interactions:,} interactions to {files:,} files")
+    with atomic_directory(output, overwrite=overwrite) as staging:
+
+        def write(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+            return {"rows": np.array([write_block(log, int(block), staging) for block in batch["id"]])}
+
+        blocks = ray.data.range(files, override_num_blocks=files).map_batches(write, batch_size=None)
+        written = sum(int(batch["rows"].sum()) for batch in blocks.iter_batches(batch_size=None))
+        if written != num_interactions:
+            raise StageError(f"{output}: {written:,} rows were written instead of {num_interactions:,}")
+    report(f"wrote {written:,} interactions")
+    return log
