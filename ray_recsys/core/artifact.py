@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ def write_manifest(
     schema_version: int,
     body: Mapping[str, Any],
     digests: Mapping[str, FileDigest] | None = None,
+    exclude: Collection[str] = (),
 ) -> None:
     """Writes `manifest.json` over every file of the directory.
 
@@ -91,10 +92,13 @@ def write_manifest(
         schema_version: Raised whenever an older reader would misread the artefact.
         body: JSON-ready content beside kind, schema_version and files.
         digests: Already known digests by relative path; the others are computed here.
+        exclude: Names in the directory that are no part of the artefact.
     """
     known = digests or {}
-    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
-    files = {name: known.get(name) or digest_file(directory / name) for name in names if name != MANIFEST}
+    outside = {MANIFEST, *exclude}
+    paths = sorted(p for p in directory.rglob("*") if p.is_file())
+    names = [str(p.relative_to(directory)) for p in paths if p.relative_to(directory).parts[0] not in outside]
+    files = {name: known.get(name) or digest_file(directory / name) for name in names}
     manifest = {
         "kind": kind,
         "schema_version": schema_version,
@@ -102,7 +106,9 @@ def write_manifest(
         "files": {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in files.items()},
     }
     manifest["manifest_sha256"] = _digest_json(manifest)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+    staging = directory / f".{MANIFEST}"
+    staging.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+    staging.rename(directory / MANIFEST)
 
 
 def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
