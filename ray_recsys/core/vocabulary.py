@@ -1,0 +1,209 @@
+"""External ids ↔ contiguous indices, in a memory-mapped Arrow file that is searched by bisection.
+
+A vocabulary file has one row per index and three columns: `id` sorted ascending, `idx` the index of that id, and
+`place`, where `place[i]` is the row of index i. This module does not know whether the ids are users or items.
+"""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_recsys.core.histories import Int64s
+from ray_recsys.errors import DataError, IntegrityError
+
+ExternalId = int | str
+Bools = npt.NDArray[np.bool_]
+
+_MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Indices of B ids; `idx` means nothing where `is_known` is false."""
+
+    idx: Int64s
+    is_known: Bools
+
+    @property
+    def known(self) -> Int64s:
+        """Indices of the known ids alone, in the order asked."""
+        return self.idx[self.is_known]
+
+    @property
+    def num_unknown(self) -> int:
+        """How many of the ids the vocabulary does not have."""
+        return int(np.count_nonzero(~self.is_known))
+
+
+class _SortedIds(Sequence[Any]):
+    """Arrow ids as a sequence that `bisect` can probe."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._ids[index].as_py()
+
+
+class Vocabulary:
+    """Ids of a bundle's users or items; unknown ids are told apart, never given an index."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Args: table with the three columns of a vocabulary file; use `open` for a file."""
+        self.sorted_ids: pa.Array = _one_chunk(table["id"])
+        self._idx: npt.NDArray[Any] = _one_chunk(table["idx"]).to_numpy(zero_copy_only=True)
+        self._place: npt.NDArray[Any] = _one_chunk(table["place"]).to_numpy(zero_copy_only=True)
+        self._is_integer: bool = pa.types.is_integer(self.sorted_ids.type)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Returns the vocabulary of a file, memory-mapped: pages are read when they are probed.
+
+        Raises:
+            IntegrityError: The file is no vocabulary.
+        """
+        try:
+            with pa.memory_map(str(path)) as source:
+                return cls(pa.ipc.open_file(source).read_all())
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise IntegrityError(f"{path} is not a vocabulary ({error}); publish the bundle again") from error
+
+    def __len__(self) -> int:
+        return len(self.sorted_ids)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the ids are integers; they are strings otherwise."""
+        return self._is_integer
+
+    def find(self, external_id: ExternalId) -> int | None:
+        """Returns the index of one id, or None for an id that is not here.
+
+        `7` and `"7"` name the same id, so that an id typed into a URL or a form finds its integer.
+        """
+        value = self._native(external_id)
+        if value is None:
+            return None
+        place = bisect.bisect_left(_SortedIds(self.sorted_ids), value)
+        if place == len(self) or self.sorted_ids[place].as_py() != value:
+            return None
+        return int(self._idx[place])
+
+    def lookup(self, ids: pa.Array | pa.ChunkedArray | Sequence[ExternalId | None]) -> Lookup:
+        """Returns the indices of B ids and which of them are known; a null is unknown.
+
+        Raises:
+            DataError: The ids are neither integers nor strings.
+        """
+        queries = self._queries(ids)
+        low = np.zeros(len(queries), np.int64)
+        high = np.full(len(queries), len(self), np.int64)
+        for _ in range(len(self).bit_length()):
+            middle = (low + high) // 2
+            probe = self.sorted_ids.take(pa.array(np.minimum(middle, len(self) - 1)))
+            is_right = pc.less(probe, queries).fill_null(False).to_numpy(zero_copy_only=False)
+            is_open = low < high
+            low = np.where(is_open & is_right, middle + 1, low)
+            high = np.where(is_open & ~is_right, middle, high)
+        place = np.minimum(low, len(self) - 1)
+        is_equal = pc.equal(self.sorted_ids.take(pa.array(place)), queries).fill_null(False)
+        return Lookup(self._idx[place].astype(np.int64), is_equal.to_numpy(zero_copy_only=False))
+
+    def ids_of(self, idx: npt.NDArray[np.integer[Any]]) -> pa.Array:
+        """Returns the ids of indices, each in 0..len - 1."""
+        return self.sorted_ids.take(pa.array(self._place[idx]))
+
+    def id_of(self, idx: int) -> ExternalId:
+        """Returns the id of one index, as it was in the log."""
+        external_id: ExternalId = self.sorted_ids[int(self._place[idx])].as_py()
+        return external_id
+
+    def _native(self, external_id: ExternalId) -> ExternalId | None:
+        if not self._is_integer:
+            return str(external_id)
+        try:
+            value = int(external_id)
+        except ValueError:
+            return None
+        return value if _MIN_INT64 <= value <= _MAX_INT64 and str(value) == str(external_id) else None
+
+    def _queries(self, ids: pa.Array | pa.ChunkedArray | Sequence[ExternalId | None]) -> pa.Array:
+        if isinstance(ids, pa.ChunkedArray | pa.Array):
+            return self._cast(_one_chunk(ids) if isinstance(ids, pa.ChunkedArray) else ids)
+        native = [None if external_id is None else self._native(external_id) for external_id in ids]
+        return pa.array(native, self.sorted_ids.type)
+
+    def _cast(self, ids: pa.Array) -> pa.Array:
+        if pa.types.is_null(ids.type):
+            return ids.cast(self.sorted_ids.type)
+        queries = normal_ids(ids)
+        if queries.type == self.sorted_ids.type or not self._is_integer:
+            return queries.cast(self.sorted_ids.type)
+        is_number = pc.match_substring_regex(queries, r"^(0|-?[1-9][0-9]{0,17})$")
+        return pc.if_else(is_number, queries, None).cast(pa.int64())
+
+
+def normal_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Returns ids as int64 or large_string, the two types that a vocabulary keeps, in one chunk.
+
+    Raises:
+        DataError: They are neither integers nor strings.
+    """
+    kind = ids.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return _one_chunk(ids.cast(pa.int64()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _one_chunk(ids.cast(pa.large_string()))
+    raise DataError(f"ids of type {ids.type} are not usable; ids are integers or strings")
+
+
+def write_vocabulary(path: Path, ids: pa.Array | pa.ChunkedArray) -> None:
+    """Writes the vocabulary of distinct ids, where the i-th id has index i.
+
+    Raises:
+        DataError: The ids are neither integers nor strings, one is null or twice there, or there is none.
+    """
+    ids = normal_ids(ids)
+    if len(ids) == 0:
+        raise DataError("no ids to make a vocabulary of")
+    order = pc.sort_indices(ids).to_numpy()
+    sorted_ids = ids.take(pa.array(order))
+    _check_distinct(sorted_ids)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    table = pa.table({"id": sorted_ids, "idx": pa.array(order.astype(np.int64)), "place": pa.array(place)})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, len(table)))
+
+
+def _check_distinct(sorted_ids: pa.Array) -> None:
+    if sorted_ids.null_count:
+        raise DataError(f"{sorted_ids.null_count} null ids; every user and item needs an id")
+    is_repeated = pc.equal(sorted_ids[1:], sorted_ids[: len(sorted_ids) - 1])
+    if pc.any(is_repeated).as_py():
+        place = pc.index(is_repeated, True).as_py()
+        raise DataError(f"id {sorted_ids[place].as_py()!r} is there twice; ids are distinct")
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])

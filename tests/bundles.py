@@ -1,0 +1,49 @@
+"""Small bundles and registries with a random model, made without Ray."""
+
+from pathlib import Path
+
+import torch
+
+from ray_recsys.config import ModelRecipe, Recipe
+from ray_recsys.core.bundle import build_bundle
+from ray_recsys.core.models.neumf import NeuMF
+from ray_recsys.core.neighbours import find_neighbours
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.registry import Registry
+
+MODEL_RECIPE = ModelRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
+
+
+def random_model(num_users: int, num_items: int, *, seed: int = 0, recipe: ModelRecipe = MODEL_RECIPE) -> NeuMF:
+    """Returns a model with random weights, biases included, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    model = NeuMF(num_users, num_items, recipe, generator=generator)
+    with torch.no_grad():
+        for bias in (model.user_bias, model.item_bias):
+            bias.normal_(std=0.3, generator=generator)
+    return model.eval()
+
+
+def make_bundle(path: Path, prepared: PreparedSet, *, seed: int = 0, parent: str | None = None) -> str:
+    """Writes a bundle of a random model over a prepared set; returns its version."""
+    recipe = Recipe(model=MODEL_RECIPE)
+    model = random_model(prepared.manifest.num_users, prepared.manifest.num_items, seed=seed)
+    embeddings = model.item_gmf.detach().numpy()
+    manifest = build_bundle(
+        path,
+        model=model,
+        prepared=prepared,
+        recipe=recipe,
+        item_neighbours=find_neighbours(embeddings, recipe.bundle.num_neighbours),
+        metrics={"validation": {"NDCG@10": 0.25}},
+        parent=parent,
+    )
+    return manifest.version
+
+
+def publish_bundle(registry: Path, prepared: PreparedSet, *, seed: int = 0) -> str:
+    """Makes a bundle of a random model and makes it live; returns its version."""
+    home = Registry(registry)
+    with home.staging() as staging:
+        make_bundle(staging / "bundle", prepared, seed=seed, parent=home.live())
+        return home.publish(staging / "bundle")
