@@ -1,0 +1,107 @@
+"""Commands on data: a raw log → a prepared set, what is wrong with one, what is in one."""
+
+from pathlib import Path
+
+import click
+
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, takes_invocation
+from ray_recsys.commands.output import Table, facts
+from ray_recsys.errors import InputError
+
+
+@click.command()
+@click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Files, folders or URIs.")
+@click.argument("more_inputs", nargs=-1, metavar="")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="The prepared set to write.")
+@click.option("--items", metavar="FILE", help="Side file of items: title, category.")
+@click.option("--overwrite", is_flag=True, help="Do it again even where finished output is found.")
+@takes_invocation
+def prepare(
+    invocation: Invocation,
+    *,
+    inputs: tuple[str, ...],
+    more_inputs: tuple[str, ...],
+    output: Path,
+    items: str | None,
+    overwrite: bool,
+) -> None:
+    """Turns a raw interaction log into a prepared set.
+
+    A row of it is a user's history. Reads Parquet, CSV, TSV, MovieLens `::` files and JSON lines, from disk or any
+    URI. Every row that is dropped is counted by its reason.
+    """
+    from ray_recsys.distributed.prepare import prepare as run
+
+    with invocation.connect():
+        manifest = run(
+            [*inputs, *more_inputs],
+            output,
+            invocation.recipe,
+            items=items,
+            overwrite=overwrite,
+            report=invocation.report,
+        )
+    dropped = Table(("rows dropped", "rows"), list(manifest.rows_dropped.items()))
+    invocation.answer(
+        manifest,
+        facts(
+            prepared=output,
+            users=manifest.num_users,
+            items=manifest.num_items,
+            training=manifest.num_training,
+            validation=manifest.num_validation,
+            test=manifest.num_test,
+            rows_in=manifest.rows_in,
+            rows_kept=manifest.rows_kept,
+        ),
+        *([dropped] if manifest.rows_dropped else []),
+    )
+
+
+@click.command()
+@click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
+@takes_invocation
+def audit(invocation: Invocation, data: Path) -> None:
+    """Looks for leakage and damage in a prepared set.
+
+    The exit status is 2 if any is found.
+    """
+    from ray_recsys.distributed.audit import audit as run
+
+    with invocation.connect():
+        found = run(data, report=invocation.report)
+    columns = tuple(found.findings[0].model_dump()) if found.findings else ()
+    rows = [[_short(value) for value in finding.model_dump().values()] for finding in found.findings]
+    verdict = facts(audited=data, passed=found.passed)
+    invocation.answer(found, verdict, *([Table(columns, rows)] if rows else []))
+    if not found.passed:
+        raise InputError(f"{data} did not pass the audit; prepare it again")
+
+
+@click.command()
+@click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
+@click.option("--html", type=OUTPUT, metavar="FILE", help="Also writes a page with plots.")
+@takes_invocation
+def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
+    """Tells what is in a prepared set.
+
+    Sizes, density, quantiles of activity and popularity, time range, dropped rows.
+    """
+    from ray_recsys.core.describe import describe as run
+
+    description = run(data)
+    if html is not None:
+        from ray_recsys.core.describe_html import write_html
+
+        write_html(description, html)
+        invocation.report(f"wrote {html}")
+    rows = [(name.replace("_", " "), _short(value)) for name, value in description.model_dump(mode="json").items()]
+    invocation.answer(description, Table(("", ""), rows))
+
+
+def _short(value: object) -> object:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_short(inner)) for inner in value[:5]) + (", …" if len(value) > 5 else "")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,105 @@
+"""What every command takes and how it answers: --recipe, --set, --json, --address.
+
+This module does not know what the commands do, and imports nothing heavy.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from pydantic import BaseModel
+
+from ray_recsys.commands.output import Table, reserved_stdout, write_tables
+from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.progress import Reporter, StderrReporter
+
+_OVERRIDES = "ray_recsys.overrides"
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what `ray job submit` runs
+
+
+class OutputPath(click.ParamType[Path]):
+    """A path to write to: absolute inside a job, whose working directory is a copy that is thrown away."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Returns the absolute path."""
+        path = Path(value)
+        if _IN_JOB in os.environ and not path.is_absolute():
+            self.fail(f"{value!r} is relative: a job runs in a throw-away copy; give an absolute path", param, ctx)
+        return path.absolute()
+
+
+INPUT = click.Path(path_type=Path)
+OUTPUT = OutputPath()
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of a command: its recipe, its cluster, and where it reports and answers."""
+
+    recipe: Recipe
+    address: str | None
+    as_json: bool
+    report: Reporter
+    stdout: TextIO
+
+    def connect(self, *, include_dashboard: bool = False) -> AbstractContextManager[None]:
+        """Joins the cluster of --address, or starts a local one for the duration of the block."""
+        from ray_recsys.distributed.cluster import connect
+
+        self.report(f"joining Ray at {self.address}" if self.address else "starting Ray")
+        return connect(self.address, include_dashboard=include_dashboard)
+
+    def answer(self, result: BaseModel, *tables: Table) -> None:
+        """Writes the result to stdout: the model as one JSON object, or the tables for people."""
+        if self.as_json:
+            self.stdout.write(result.model_dump_json() + "\n")
+            self.stdout.flush()
+        else:
+            write_tables(tables, self.stdout)
+
+
+def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator that adds the options which all commands share.
+
+    The decorated function gets an `Invocation` before its own options; without --recipe its recipe is
+    `default_recipe`, or all defaults.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--recipe", "recipe_file", type=INPUT, metavar="FILE", help="TOML recipe; see jobs/recipes/.")
+        @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Recipe value: section.key=value.")
+        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr.")
+        @click.option("--address", metavar="HOST:PORT", help="Ray to join; by default RAY_ADDRESS, or a new local one.")
+        @functools.wraps(function)
+        def run(
+            recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool, address: str | None, **arguments: Any
+        ) -> None:
+            context = click.get_current_context()
+            recipe = load_recipe(recipe_file or default_recipe, [*overrides, *context.meta.get(_OVERRIDES, [])])
+            with reserved_stdout() as stdout:
+                report = StderrReporter(str(context.info_name))
+                function(Invocation(recipe, address, as_json, report, stdout), **arguments)
+
+        return run
+
+    return decorate
+
+
+takes_invocation = takes_invocation_of(None)
+
+
+def recipe_option(flag: str, key: str, **attributes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns an option that sets a recipe's key, and wins over --set and the file."""
+
+    def override(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            context.meta.setdefault(_OVERRIDES, []).append(f"{key}={value}")
+
+    return click.option(flag, expose_value=False, callback=override, **attributes)

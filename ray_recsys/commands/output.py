@@ -1,0 +1,101 @@
+"""How a command's result reaches its reader: one JSON object, a table on a terminal, or plain text in a pipe.
+
+This module knows nothing of commands; a result is a pydantic model or a list of tables.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under a header; numbers are aligned to the right."""
+
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+
+
+def facts(title: str = "", /, **values: Any) -> Table:
+    """Returns a table of names and values; None values are left out, `_` in a name becomes a space."""
+    return Table(("", ""), [(k.replace("_", " "), v) for k, v in values.items() if v is not None], title)
+
+
+@contextlib.contextmanager
+def reserved_stdout() -> Iterator[TextIO]:
+    """Yields the real stdout while everything else that is printed, child processes included, goes to stderr."""
+    sys.stdout.flush()
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # replaced by an object without a descriptor, as under a test runner
+        stream = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            yield stream
+        return
+    saved = os.dup(number)
+    os.dup2(sys.stderr.fileno(), number)
+    try:
+        with os.fdopen(os.dup(saved), "w", encoding="utf8") as stream:
+            yield stream
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, number)
+        os.close(saved)
+
+
+def write_tables(tables: Sequence[Table], stream: TextIO) -> None:
+    """Writes tables: ruled on a terminal, aligned columns elsewhere."""
+    for number, table in enumerate(tables):
+        if number:
+            stream.write("\n")
+        if stream.isatty():
+            _write_rich(table, stream)
+        else:
+            _write_plain(table, stream)
+    stream.flush()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    return "" if value is None else str(value)
+
+
+def _is_right(rows: Sequence[Sequence[Any]], column: int) -> bool:
+    values = [row[column] for row in rows if row[column] is not None]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _write_plain(table: Table, stream: TextIO) -> None:
+    if table.title:
+        stream.write(f"{table.title}\n")
+    rows = [[_text(value) for value in row] for row in table.rows]
+    lines = [list(table.header), *rows] if any(table.header) else rows
+    widths = [max(len(line[c]) for line in lines) for c in range(len(table.header))] if lines else []
+    right = [_is_right(table.rows, c) for c in range(len(table.header))]
+    for line in lines:
+        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
+        stream.write("  ".join(cells).rstrip() + "\n")
+
+
+def _write_rich(table: Table, stream: TextIO) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    named = any(table.header)
+    ruled = RichTable(title=table.title or None, title_justify="left", show_header=named, box=box.SIMPLE_HEAD)
+    for column, name in enumerate(table.header):
+        ruled.add_column(name, justify="right" if _is_right(table.rows, column) else "left")
+    for row in table.rows:
+        ruled.add_row(*[Text(_text(value)) for value in row])
+    Console(file=stream).print(ruled)

@@ -1,0 +1,101 @@
+"""Commands on bundles: publish, serve, recommend, score."""
+
+import signal
+import threading
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_option, takes_invocation
+from ray_recsys.commands.output import facts
+
+
+class Serving(BaseModel):
+    """Where a running graph answers."""
+
+    address: str
+    docs: str
+    registry: Path
+
+
+@click.command()
+@click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose best is published.")
+@click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set that it was trained on.")
+@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles live.")
+@takes_invocation
+def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path) -> None:
+    """Makes a run's best checkpoint the live bundle."""
+    from ray_recsys.distributed.publishing import publish as run
+
+    with invocation.connect():
+        result = run(run_path, data, registry, invocation.recipe, report=invocation.report)
+    values = result.model_dump(mode="json")
+    metrics = values.pop("metrics", None) or {}
+    invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
+
+
+@click.command()
+@click.option("--registry", type=INPUT, required=True, metavar="DIR", help="Where bundles live.")
+@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 takes a free one.  [default: 8000]")
+@recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0 answers other machines.  [default: 127.0.0.1]")
+@takes_invocation
+def serve(invocation: Invocation, *, registry: Path) -> None:
+    """Serves the live bundle over HTTP until Ctrl-C.
+
+    The graph is ingress → recall → rerank; the page is at /, the API's description at /docs.
+    """
+    from ray_recsys.distributed.serving.local import serve as run
+
+    with invocation.connect(), run(registry, invocation.recipe, report=invocation.report) as address:
+        result = Serving(address=address, docs=f"{address}/docs", registry=registry)
+        invocation.answer(result, facts(page=address, api_docs=result.docs, stop="Ctrl-C"))
+        wait_for_interrupt()
+        invocation.report("stopping")
+
+
+@click.command()
+@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="The bundle.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Parquet files of recommendations.")
+@click.option("--users", type=INPUT, metavar="FILE", help="Only these users: a user_id column, or one id a line.")
+@click.option("--k", type=click.IntRange(min=1), default=10, help="Items per user.")
+@takes_invocation
+def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path | None, k: int) -> None:
+    """Recommends to all users of a bundle.
+
+    Runs through Ray Data and gives the same lists that HTTP gives.
+    """
+    from ray_recsys.distributed.batch import recommend as run
+
+    with invocation.connect():
+        result = run(bundle, output, invocation.recipe, users=users, k=k, report=invocation.report)
+    invocation.answer(result, facts(**result.model_dump(mode="json")))
+
+
+@click.command()
+@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="The bundle.")
+@click.option("--input", "input_path", type=INPUT, required=True, metavar="FILE", help="Pairs: user_id, item_id.")
+@click.option("--output", type=OUTPUT, required=True, metavar="FILE", help="The same rows with a score.")
+@takes_invocation
+def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Path) -> None:
+    """Scores (user_id, item_id) pairs.
+
+    Order and rows stay; a pair with an id that the bundle does not know gets a null score, and is counted.
+    """
+    from ray_recsys.distributed.batch import score as run
+
+    with invocation.connect():
+        result = run(bundle, input_path, output, report=invocation.report)
+    invocation.answer(result, facts(**result.model_dump(mode="json")))
+
+
+def wait_for_interrupt() -> None:
+    """Waits for Ctrl-C or SIGTERM, then returns, so that what is open is closed in order."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stop.wait(timeout=3600):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,207 @@
+"""What would fail on this machine, or on the cluster it joins, before it fails.
+
+Each check stands alone: one that cannot be made fails by itself and never hides the others. The doctor changes
+nothing; it starts a local Ray only if no address is given, and ends it.
+"""
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_recsys.config import Recipe
+from ray_recsys.distributed.cluster import connect, resolve_address
+from ray_recsys.errors import ClusterError
+from ray_recsys.progress import Reporter, silent
+
+GIB = 2**30
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
+_PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
+_PROXY_PORTS = {8404: "HAProxy's statistics", 9101: "HAProxy's metrics"}
+
+Status = Literal["ok", "warn", "fail"]
+
+
+class Check(BaseModel):
+    """One thing that was looked at; a status other than ok comes with a remedy."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+class Diagnosis(BaseModel):
+    """All checks, in the order in which they were made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    checks: tuple[Check, ...]
+
+
+def examine(recipe: Recipe, address: str | None = None, *, report: Reporter = silent) -> Diagnosis:
+    """Returns what was found on this machine and, at `address`, on its cluster."""
+    report("looking at this machine")
+    checks = [*_check_versions(), *_check_machine(), *_check_ports(recipe), _check_auth()]
+    report("looking at Ray")
+    checks += _check_cluster(recipe, address)
+    return Diagnosis(checks=tuple(checks))
+
+
+def _check_versions() -> Iterator[Check]:
+    yield Check(name="python", status="ok", detail=platform.python_version())
+    for package in _PACKAGES:
+        try:
+            yield Check(name=package, status="ok", detail=metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Check(
+                name=package, status="fail", detail="not installed", remedy=f"pip install {package}, or pip install ."
+            )
+
+
+def _check_machine() -> Iterator[Check]:
+    yield _check_threads()
+    memory = _total_memory_bytes()
+    yield _at_least("memory", memory, warn=4 * GIB, fail=2 * GIB, remedy="use a machine with 4 GiB or more")
+    # Ray's object store takes 30 % of memory there, and falls back to slow files on disk where it cannot.
+    shared = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
+    wanted = int(0.3 * memory)
+    yield _at_least(str(_SHARED_MEMORY), shared, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
+    temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    for name, path in {"disk for Ray": temporary, "disk here": Path.cwd()}.items():
+        free = shutil.disk_usage(path).free
+        yield _at_least(f"{name} ({path})", free, warn=5 * GIB, fail=GIB, remedy="free some space")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    status: Status = "ok" if soft in range(8192, 2**63) or soft == resource.RLIM_INFINITY else "warn"
+    yield Check(
+        name="open files", status=status, detail=f"{soft:,} allowed", remedy="" if status == "ok" else "ulimit -n 65536"
+    )
+
+
+def _check_threads() -> Check:
+    import faiss
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count()
+    detail = (
+        f"{cores} cores, {gpus} GPUs; torch uses {torch.get_num_threads()} threads, faiss {faiss.omp_get_max_threads()}"
+    )
+    if max(torch.get_num_threads(), faiss.omp_get_max_threads()) > cores:
+        return Check(name="cores", status="warn", detail=detail, remedy=f"export OMP_NUM_THREADS={cores}")
+    return Check(name="cores", status="ok", detail=detail)
+
+
+def _check_ports(recipe: Recipe) -> Iterator[Check]:
+    wanted = {recipe.serve.port: "serve.port", **_PROXY_PORTS} if recipe.serve.port else _PROXY_PORTS
+    for port, use in wanted.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((recipe.serve.host, port))
+            except OSError as error:
+                status: Status = "fail" if use == "serve.port" else "warn"
+                remedy = "--set serve.port=0 takes a free one" if status == "fail" else "end the other program"
+                yield Check(name=f"port {port}", status=status, detail=f"{use}: {error.strerror}", remedy=remedy)
+            else:
+                yield Check(name=f"port {port}", status="ok", detail=f"free ({use})")
+
+
+def _check_auth() -> Check:
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    has_token = "RAY_AUTH_TOKEN" in os.environ or token.is_file()
+    detail = f"mode {mode or 'unset'}, {'a' if has_token else 'no'} token"
+    if mode == "token" and not has_token:
+        return Check(name="auth", status="fail", detail=detail, remedy="ray get-auth-token --generate")
+    if mode == "disabled":
+        return Check(
+            name="auth",
+            status="warn",
+            detail=f"{detail}: whoever reaches the dashboard's port can run code",
+            remedy="export RAY_AUTH_MODE=token",
+        )
+    return Check(name="auth", status="ok", detail=detail)
+
+
+def _check_cluster(recipe: Recipe, address: str | None) -> Iterator[Check]:
+    where = resolve_address(address)
+    try:
+        with connect(address):
+            import ray
+
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            have = ray.cluster_resources()
+            detail = f"{where}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+            yield Check(name="ray", status="ok", detail=detail)
+            yield _check_task()
+            yield _check_trainers(recipe, have)
+    except ClusterError as error:
+        yield Check(name="ray", status="fail", detail=str(error), remedy="see the message")
+
+
+def _check_task() -> Check:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def version() -> str:
+        import ray_recsys
+
+        return ray_recsys.__version__
+
+    try:
+        found = ray.get(version.remote(), timeout=60)
+    except (ray.exceptions.RayError, ImportError) as error:
+        text = str(error).strip().splitlines()
+        remedy = "install ray_recsys on every node, or submit with --working-dir"
+        return Check(name="a task", status="fail", detail=text[-1] if text else "failed", remedy=remedy)
+    return Check(name="a task", status="ok", detail=f"ran with ray_recsys {found}")
+
+
+def _check_trainers(recipe: Recipe, have: dict[str, Any]) -> Check:
+    train = recipe.train
+    needed = train.num_workers * train.cpus_per_worker
+    detail = f"{train.num_workers} workers need {needed:g} CPUs, and Ray Data one more"
+    if train.use_gpu and have.get("GPU", 0) < train.num_workers:
+        return Check(
+            name="trainers",
+            status="fail",
+            detail=f"{train.num_workers} GPUs wanted, {have.get('GPU', 0):g} there",
+            remedy="--set train.use_gpu=false, or fewer train.num_workers",
+        )
+    if needed + 1 > have.get("CPU", 0):
+        return Check(
+            name="trainers",
+            status="fail",
+            detail=f"{detail}; there are {have.get('CPU', 0):g}",
+            remedy="lower train.num_workers or train.cpus_per_worker",
+        )
+    return Check(name="trainers", status="ok", detail=detail)
+
+
+def _at_least(name: str, found: int, *, warn: int, fail: int, remedy: str) -> Check:
+    status: Status = "fail" if found < fail else "warn" if found < warn else "ok"
+    detail = f"{_gib(found)} GiB"
+    return Check(name=name, status=status, detail=detail, remedy="" if status == "ok" else remedy)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f}"
+
+
+def _total_memory_bytes() -> int:
+    """Returns the memory that this process may use: the machine's, or its container's limit if lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))
