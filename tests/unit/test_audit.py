@@ -1,0 +1,256 @@
+"""Each fault is planted into a clean prepared set, re-signed where a reader would otherwise refuse it, and found."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.audit import MAX_EXAMPLES, Finding, add_counts, audit_items, audit_manifest, find, merge_findings
+from ray_recsys.core.audit_histories import AuditedUsers, audit_negatives
+from ray_recsys.core.audit_partition import PartitionAudit, audit_partition
+from ray_recsys.core.histories import Histories, Int64s, Interactions
+from ray_recsys.core.negatives import NegativeSampler
+from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
+from tests.factories import make_prepared_set
+
+PARTITION = 1
+Change = Callable[[Histories], Histories]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedSet:
+    return make_prepared_set(tmp_path / "prepared")
+
+
+def rewrite(prepared: PreparedSet, change: Change, **manifest_changes: object) -> PreparedSet:
+    """Returns the set with a partition's histories changed and the manifest signed anew."""
+    ids = prepared.read_user_ids(PARTITION).combine_chunks()
+    info, _ = write_partition(prepared.path, PARTITION, change(prepared.read_partition(PARTITION)), ids)
+    partitions = tuple(info if p == PARTITION else old for p, old in enumerate(prepared.manifest.partitions))
+    changes = {"partitions": partitions, **manifest_changes}
+    write_prepared_manifest(prepared.path, prepared.manifest.model_copy(update=changes), {})
+    return PreparedSet.open(prepared.path)
+
+
+def checked(prepared: PreparedSet) -> PartitionAudit:
+    return audit_partition(prepared, PARTITION, prepared.manifest.num_items)
+
+
+def only_finding(prepared: PreparedSet) -> Finding:
+    findings = checked(prepared).findings
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def put(part: Interactions, place: int, **values: int) -> Interactions:
+    """Returns the part with some columns changed at one place."""
+    columns = {name: np.array(getattr(part, name)) for name in values}
+    for name, value in values.items():
+        columns[name][place] = value
+    return replace(part, **columns)
+
+
+def test_a_clean_set_has_no_finding(prepared: PreparedSet) -> None:
+    sampler = NegativeSampler.from_recipe(Recipe(), prepared.item_counts())
+    recount = np.zeros(prepared.manifest.num_items, np.int64)
+    for partition in range(len(prepared.manifest.partitions)):
+        audited = audit_partition(prepared, partition, len(recount), sampler)
+        assert audited.findings == ()
+        assert audited.num_negatives == prepared.manifest.partitions[partition].num_training * 4
+        add_counts(recount, audited.item_idx, audited.counts)
+    assert (recount == prepared.item_counts()).all()
+    assert audit_items(prepared.read_items(), recount) == []
+    assert audit_manifest(prepared.manifest) == []
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_training_pair_that_is_held_out(prepared: PreparedSet, name: str) -> None:
+    def leak(histories: Histories) -> Histories:
+        leaked = int(histories.training.item_idx[histories.training.offsets[4]])
+        part = put(getattr(histories, name), 4, item_idx=leaked)
+        return replace(histories, test=part) if name == "test" else replace(histories, validation=part)
+
+    finding = only_finding(rewrite(prepared, leak))
+    assert finding.fault == f"pairs of the training in the {name}"
+    assert finding.count == 1
+    user_idx = prepared.manifest.partitions[PARTITION].first_user_idx + 4
+    assert finding.examples[0].startswith(f"user_idx {user_idx} ('user-{user_idx:05d}'), item_idx ")
+
+
+def test_a_validation_pair_in_the_test(prepared: PreparedSet) -> None:
+    def leak(histories: Histories) -> Histories:
+        return replace(histories, test=replace(histories.test, item_idx=histories.validation.item_idx))
+
+    finding = only_finding(rewrite(prepared, leak))
+    assert finding.fault == "pairs of the validation in the test"
+    assert finding.count == prepared.manifest.partitions[PARTITION].num_users
+    assert len(finding.examples) == MAX_EXAMPLES
+
+
+def test_a_repeated_pair(prepared: PreparedSet) -> None:
+    def repeat(histories: Histories) -> Histories:
+        item = int(histories.training.item_idx[0])
+        return replace(histories, training=put(histories.training, 1, item_idx=item))
+
+    assert only_finding(rewrite(prepared, repeat)).fault == "repeated pairs in the training"
+
+
+def test_a_history_out_of_order(prepared: PreparedSet) -> None:
+    def swap(histories: Histories) -> Histories:
+        return replace(histories, training=put(histories.training, 0, timestamp_s=1_000))
+
+    finding = only_finding(rewrite(prepared, swap))
+    assert finding.fault == "training histories out of order"
+    assert "second 1000 comes before 1" in finding.examples[0]
+
+
+def test_a_first_interaction_earlier_than_the_last_of_the_user_before_is_in_order(prepared: PreparedSet) -> None:
+    assert checked(prepared).findings == ()
+
+
+def test_an_item_held_out_too_early(prepared: PreparedSet) -> None:
+    def early(histories: Histories) -> Histories:
+        return replace(histories, test=put(histories.test, 3, timestamp_s=999_999))
+
+    finding = only_finding(rewrite(prepared, early))
+    assert finding.fault == "test items earlier than the user's last that is not held out for it"
+    assert finding.examples[0].endswith("second 999999")
+
+
+def test_times_on_the_wrong_side_of_the_cut(prepared: PreparedSet) -> None:
+    split = {"method": "global_time", "validation_from_s": 1_000_000, "test_from_s": 2_000_000}
+    clean = rewrite(prepared, lambda histories: histories, split=split)
+    assert checked(clean).findings == ()
+
+    def shift(histories: Histories) -> Histories:
+        late = put(histories.training, len(histories.training.item_idx) - 1, timestamp_s=1_000_000)
+        early = put(histories.validation, 0, timestamp_s=999_999)
+        return replace(
+            histories,
+            training=late,
+            validation=put(early, 1, timestamp_s=2_000_000),
+            test=put(histories.test, 2, timestamp_s=1_999_999),
+        )
+
+    faults = {finding.fault: finding.count for finding in checked(rewrite(clean, shift, split=split)).findings}
+    assert faults == {
+        "training times at or after the cut at 1000000 s": 1,
+        "validation times before the cut at 1000000 s": 1,
+        "validation times at or after the cut at 2000000 s": 1,
+        "test times before the cut at 2000000 s": 1,
+    }
+
+
+def test_an_item_index_that_the_vocabulary_does_not_have(prepared: PreparedSet) -> None:
+    def unknown(histories: Histories) -> Histories:
+        return replace(histories, test=put(histories.test, 0, item_idx=prepared.manifest.num_items))
+
+    assert (
+        only_finding(rewrite(prepared, unknown)).fault == "item indices of the test that the vocabulary does not have"
+    )
+
+
+def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
+    path = prepared.partition_path(PARTITION)
+    table = pq.read_table(path)
+    user_idx = table["user_idx"].to_numpy().copy()
+    user_idx[-1] += 1
+    pq.write_table(table.set_column(0, "user_idx", pa.array(user_idx)), path)
+    write_prepared_manifest(prepared.path, prepared.manifest, {})
+    assert only_finding(PreparedSet.open(prepared.path)).fault == "user indices that are not consecutive"
+
+
+def test_user_ids_that_are_null_or_occur_again(prepared: PreparedSet) -> None:
+    path = prepared.partition_path(PARTITION)
+    table = pq.read_table(path)
+    ids = table["user_id"].to_pylist()
+    ids[1], ids[2] = ids[0], None
+    pq.write_table(table.set_column(1, "user_id", pa.array(ids)), path)
+    write_prepared_manifest(prepared.path, prepared.manifest, {})
+    finding = only_finding(PreparedSet.open(prepared.path))
+    assert (finding.fault, finding.count) == ("user ids that are null or occur again", 2)
+
+
+def test_a_user_without_training_interactions(prepared: PreparedSet) -> None:
+    def empty_first(histories: Histories) -> Histories:
+        training = histories.training
+        kept = slice(training.offsets[1], None)
+        offsets = np.concatenate([[0], training.offsets[1:] - training.offsets[1]])
+        assert training.timestamp_s is not None
+        emptied = Interactions(offsets, training.item_idx[kept], training.timestamp_s[kept])
+        return replace(histories, training=emptied)
+
+    assert only_finding(rewrite(prepared, empty_first)).fault == "users without training interactions"
+
+
+def test_a_changed_byte_and_a_partition_with_other_counts(prepared: PreparedSet) -> None:
+    path = prepared.partition_path(PARTITION)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    finding = only_finding(prepared)
+    assert finding.fault == "files that are damaged"
+    assert str(path) in finding.examples[0]
+    path.unlink()
+    assert "is missing" in only_finding(prepared).examples[0]
+
+
+def test_counts_that_do_not_add_up(prepared: PreparedSet) -> None:
+    first, second, *rest = prepared.manifest.partitions
+    wrong = second.model_copy(update={"num_test": second.num_test + 1, "first_user_idx": second.first_user_idx + 1})
+    changes = {"rows_in": prepared.manifest.rows_in + 5, "partitions": (first, wrong, *rest)}
+    adding, gap = audit_manifest(prepared.manifest.model_copy(update=changes))
+    assert (adding.fault, adding.count) == ("counts of the manifest that do not add up", 2)
+    assert "rows_in = " in adding.examples[0]
+    assert "num_test = 60" in adding.examples[1]
+    assert gap.examples == (f"{wrong.file}: first_user_idx 21 instead of 20",)
+
+
+def items(ids: list[str | None], counts: list[int]) -> pa.Table:
+    return pa.table({"item_idx": np.arange(len(ids)), "item_id": pa.array(ids, pa.string()), "count": counts})
+
+
+@pytest.mark.parametrize(
+    ("table", "recount", "fault"),
+    [
+        (items(["a", "b"], [1, 3]), [1, 3], "items that are not in order of descending count, ties by id"),
+        (items(["b", "a"], [3, 3]), [3, 3], "items that are not in order of descending count, ties by id"),
+        (items(["a", "b", "a"], [3, 2, 1]), [3, 2, 1], "item ids that are null or occur again"),
+        (items(["a", None], [3, 2]), [3, 2], "item ids that are null or occur again"),
+        (items(["a", "b"], [3, 2]), [3, 0], "items without training interactions"),
+        (items(["a", "b"], [3, 2]), [3, 1], "items whose count is not that of the training histories"),
+    ],
+)
+def test_faults_of_the_item_table(table: pa.Table, recount: list[int], fault: str) -> None:
+    (finding,) = audit_items(table, np.array(recount))
+    assert (finding.fault, finding.count) == (fault, 1)
+
+
+def test_item_indices_that_are_not_the_row() -> None:
+    table = items(["a", "b"], [2, 1]).set_column(0, "item_idx", pa.array([0, 2]))
+    (finding,) = audit_items(table, np.array([2, 1]))
+    assert finding.examples == ("row 1: item_idx 2",)
+
+
+def test_negatives_that_hit_a_positive() -> None:
+    training = Interactions(np.array([0, 2, 3]), np.array([1, 4, 2], np.int32))
+    nothing = Interactions(np.zeros(3, np.int64), np.zeros(0, np.int32))
+    users = AuditedUsers(Histories(7, training, nothing, nothing), pa.array(["x", "y"]), num_items=5)
+    rows: Int64s = np.array([0, 0, 1])
+    assert audit_negatives(users, rows, np.array([[0, 2], [3, 0], [1, 4]])) == []
+    (finding,) = audit_negatives(users, rows, np.array([[0, 4], [3, 0], [2, 2]]))
+    assert finding.count == 3
+    assert finding.examples[:2] == ("user_idx 7 ('x'), item_idx 4", "user_idx 8 ('y'), item_idx 2")
+
+
+def test_findings_of_partitions_are_added_up() -> None:
+    many = find("a", np.arange(8), str)
+    merged = merge_findings([*many, *find("b", np.array([True, False, True]), str), *many])
+    assert [(finding.fault, finding.count) for finding in merged] == [("a", 16), ("b", 2)]
+    assert merged[0].examples == ("0", "1", "2", "3", "4", "5", "6", "7", "0", "1")
+    assert merged[1].examples == ("0", "2")
