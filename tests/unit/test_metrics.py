@@ -1,0 +1,63 @@
+"""Metrics against hand-computed values; sums against any spread of users."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_recsys.core.metrics import MetricSums, RankedLists, hit, metric_labels, ndcg, recall, reciprocal_rank
+
+# One list with held-out items at ranks 2 and 7, one with a single one at rank 1, one at rank 11.
+LISTS = RankedLists(np.array([7, 2, 1, 11]), np.array([0, 0, 1, 2]), np.array([0, 1, 2]))
+
+
+def test_hit_recall_and_reciprocal_rank_by_hand() -> None:
+    assert hit(LISTS, 1).tolist() == [0, 1, 0]
+    assert hit(LISTS, 2).tolist() == [1, 1, 0]
+    assert recall(LISTS, 5).tolist() == [0.5, 1, 0]
+    assert recall(LISTS, 11).tolist() == [1, 1, 1]
+    assert reciprocal_rank(LISTS).tolist() == [1 / 2, 1, 1 / 11]
+
+
+def test_ndcg_by_hand_has_an_ideal_of_at_most_k_items() -> None:
+    first = (1 / math.log2(3)) / (1 / math.log2(2) + 1 / math.log2(3))
+    assert ndcg(LISTS, 5) == pytest.approx([first, 1, 0])
+    assert ndcg(LISTS, 1).tolist() == [0, 1, 0]
+    best = RankedLists(np.array([1, 2, 3]), np.array([0, 0, 0]), np.array([0]))
+    assert ndcg(best, 2) == pytest.approx([1])
+
+
+def test_a_users_lists_are_averaged_before_users_are() -> None:
+    lists = RankedLists(np.array([1, 20, 20, 1]), np.arange(4), np.array([0, 0, 0, 1]))
+    sums = MetricSums.of(lists, ks=(10,), num_candidates=400)
+    assert sums.num_users == 2
+    assert sums.means()["Hit@10"] == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_standard_error_of_hits_is_binomial() -> None:
+    ranks = np.where(np.arange(100) < 30, 1, 50)
+    sums = MetricSums.of(RankedLists(ranks, np.arange(100), np.arange(100)), ks=(10,), num_candidates=10_000)
+    assert sums.standard_errors()["Hit@10"] == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
+    assert list(sums.means()) == metric_labels((10,)) == ["Hit@10", "NDCG@10", "Recall@10", "MRR"]
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=4, unique=True), min_size=1, max_size=12),
+    st.data(),
+)
+def test_merged_sums_of_any_spread_of_users_are_the_same_bits(ranks: list[list[int]], data: st.DataObject) -> None:
+    worker = data.draw(st.lists(st.integers(0, 3), min_size=len(ranks), max_size=len(ranks)))
+    parts = [[r for r, w in zip(ranks, worker, strict=True) if w == part] for part in range(4)]
+    assert MetricSums.total(map(_sums, parts)) == _sums(ranks)
+    restored = MetricSums.model_validate_json(_sums(ranks).model_dump_json())
+    assert restored == _sums(ranks)
+
+
+def _sums(ranks: list[list[int]]) -> MetricSums:
+    if not ranks:
+        return MetricSums()
+    list_of = np.repeat(np.arange(len(ranks)), [len(r) for r in ranks])
+    lists = RankedLists(np.concatenate(ranks), list_of, np.arange(len(ranks)))
+    return MetricSums.of(lists, ks=(1, 5, 10), num_candidates=7 * len(ranks))
