@@ -4,12 +4,14 @@ Digests are the business of the artefact that holds them.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ray_recsys.config import ModelRecipe
 from ray_recsys.core.models.neumf import NeuMF
@@ -27,11 +29,11 @@ class _ModelShape(BaseModel):
     recipe: ModelRecipe
 
 
-def save_model(model: NeuMF, directory: Path) -> None:
-    """Writes a model's two files into an existing directory."""
+def save_model(model: NeuMF, directory: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a model's two files into an existing directory; `weights` are written in place of the model's own."""
     shape = _ModelShape(num_users=model.num_users, num_items=model.num_items, recipe=model.recipe)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / WEIGHTS)
+    tensors = model.state_dict() if weights is None else weights
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, directory / WEIGHTS)
     (directory / SHAPE).write_text(json.dumps(shape.model_dump(mode="json"), indent=2) + "\n", encoding="utf8")
 
 

@@ -1,0 +1,174 @@
+"""Trains NeuMF on a prepared set with Ray Train; the driver's side.
+
+Whatever dies, the run's directory has what is needed to go on: a lost worker is replaced from the latest checkpoint,
+and after a lost driver `resume` continues. What a worker does is in `training_loop`.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from pydantic import BaseModel, ConfigDict
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.models.model_files import SHAPE, WEIGHTS
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.resume import begin_run, can_resume
+from ray_recsys.core.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
+from ray_recsys.distributed.feed import make_feed
+from ray_recsys.distributed.training_loop import WorkerArgs, train_worker
+from ray_recsys.distributed.training_progress import watching
+from ray_recsys.errors import ClusterError, RecsysError, StageError
+from ray_recsys.progress import Reporter, silent
+
+
+class TrainResult(BaseModel):
+    """What a training did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: Path
+    num_users: int
+    num_items: int
+    num_epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    """Validation metrics of the best epoch, under the full-ranking protocol."""
+    wall_s: float
+    """Of this call, start-up of the workers included."""
+
+
+def train(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, report: Reporter = silent) -> TrainResult:
+    """Trains until early stopping or the last epoch, and leaves a finished run.
+
+    Args:
+        data: A prepared set, on storage that all workers see.
+        output: The run to write, on storage that all workers see.
+        recipe: Model, feed, train and seed.
+        resume: Go on with the unfinished run at `output`; a finished one is left as it is.
+        report: Takes a line an epoch.
+
+    Raises:
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
+        ClusterError: The cluster has too few CPUs or GPUs.
+        StageError: Training failed or diverged.
+    """
+    start_s = time.perf_counter()
+    prepared = PreparedSet.open(data)
+    output = output.absolute()
+    start = RunStart(
+        num_users=prepared.manifest.num_users,
+        num_items=prepared.manifest.num_items,
+        input_fingerprint=prepared.manifest.input_fingerprint,
+        recipe=recipe,
+    )
+    if not resume:
+        begin_run(output, start)
+    elif can_resume(output, start):
+        report(f"resuming the run at {output}")
+    else:
+        report(f"the run at {output} is finished already")
+        return _result(output, Run.open(output).manifest, start_s)
+    _check_resources(recipe)
+    checkpoint = _fit(prepared, output, recipe, report)
+    manifest = _export(checkpoint, output)
+    best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
+    report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
+    return _result(output, manifest, start_s)
+
+
+def _check_resources(recipe: Recipe) -> None:
+    """Ray would wait for ever for what the cluster does not have."""
+    train = recipe.train
+    has = ray.cluster_resources()
+    needs = {"CPU": train.num_workers * train.cpus_per_worker, "GPU": float(train.num_workers * train.use_gpu)}
+    for name, amount in needs.items():
+        if amount > has.get(name, 0.0):
+            raise ClusterError(
+                f"training needs {amount:g} {name}s (train.num_workers = {train.num_workers}), but the cluster has "
+                f"{has.get(name, 0.0):g}; lower train.num_workers or add nodes"
+            )
+
+
+def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) -> Path:
+    """Runs Ray Train to the end; returns the last checkpoint."""
+    train = recipe.train
+    feed = make_feed(prepared, recipe, train.num_workers)
+    args = WorkerArgs(data=prepared.path, run=output, recipe=recipe)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=args.model_dump(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(output / RAY_STORAGE),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+        datasets=feed.datasets,
+        dataset_config=feed.data_config,
+    )
+    report(f"starting {train.num_workers} workers")
+    try:
+        with watching(output / CURVES, report):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explain(error) from error
+    outcome = getattr(result, "return_value", None)
+    if isinstance(outcome, RecsysError):
+        raise outcome
+    assert result.checkpoint is not None
+    return Path(result.checkpoint.path)
+
+
+def _explain(error: ray.train.TrainingFailedError) -> RecsysError:
+    """Returns the worker's own error, without Ray's layers around it."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause: Any = failure
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
+        if isinstance(cause, RecsysError):
+            return cause
+        text = str(cause).strip().splitlines()
+        return StageError(f"training failed on worker {rank}: {type(cause).__name__}: {text[-1] if text else ''}")
+    return StageError(f"training failed: {error}")
+
+
+def _export(checkpoint: Path, output: Path) -> RunManifest:
+    """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
+    verify_checkpoint(checkpoint)
+    progress = read_progress(checkpoint)
+    for name in (BEST, LAST):
+        shutil.rmtree(output / name, ignore_errors=True)
+    shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(BEST, ".*"))
+    (output / BEST).mkdir()
+    for name in (WEIGHTS, SHAPE):
+        shutil.copy2(best_model_directory(checkpoint) / name, output / BEST / name)
+    write_curves(output / CURVES, progress.records)
+    manifest = finish_run(
+        output, num_epochs=progress.num_epochs, best_epoch=progress.best_epoch, metrics=progress.best_metrics
+    )
+    shutil.rmtree(output / RAY_STORAGE)
+    return manifest
+
+
+def _result(output: Path, manifest: RunManifest, start_s: float) -> TrainResult:
+    return TrainResult(
+        run=output,
+        num_users=manifest.num_users,
+        num_items=manifest.num_items,
+        num_epochs=manifest.num_epochs,
+        best_epoch=manifest.best_epoch,
+        metrics=manifest.metrics,
+        wall_s=round(time.perf_counter() - start_s, 3),
+    )
