@@ -238,6 +238,11 @@ class ServeRecipe(_Section):
     ingress_replicas: PositiveInt = 1
     recall_replicas: PositiveInt = 1
     rerank_replicas: PositiveInt = 1
+    fused: bool = True
+    """Both stages run in rerank's replicas, which saves a hop between processes a request; false: each stage has
+    replicas of its own, so that they scale apart."""
+    cpus_per_replica: float = Field(default=0.25, gt=0)
+    """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 
 
 class Recipe(_Section):

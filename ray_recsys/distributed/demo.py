@@ -1,0 +1,145 @@
+"""The whole way on the demo's data, and the question to the running endpoint that shows it works.
+
+Nothing is faked between the stages: what is printed comes from the HTTP answers and from `evaluate`. This module does
+not know how anything is printed.
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_recsys.config import Recipe
+from ray_recsys.datasets.movielens_demo import write_movielens
+from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
+from ray_recsys.distributed.prepare import prepare
+from ray_recsys.distributed.publishing import publish
+from ray_recsys.distributed.serving.local import serve
+from ray_recsys.distributed.training import train
+from ray_recsys.errors import DataError, StageError
+from ray_recsys.progress import Reporter, silent
+
+NUM_SHOWN = 10
+_NOBODY = "nobody-in-particular"  # an unknown user gets what is popular
+_Result = TypeVar("_Result")
+
+
+class Movie(BaseModel):
+    """A line of the demo's answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item_id: int | str
+    title: str
+    score: float | None = None
+
+
+class DemoResult(BaseModel):
+    """What the endpoint answered, and how the way went."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user_id: int
+    seen: tuple[Movie, ...]
+    """What the user rated, latest first."""
+    recommended: tuple[Movie, ...]
+    popular: tuple[Movie, ...]
+    """What the user would be shown if nothing were known: the most popular of what they have not seen."""
+    bundle: str
+    evaluation: EvaluationResult
+    page: str
+    api_docs: str
+    stage_s: dict[str, float]
+
+
+@contextmanager
+def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = silent) -> Iterator[DemoResult]:
+    """Prepares, trains, evaluates, publishes and serves under `directory`; yields while the graph is up.
+
+    A second demo in the same directory finds the prepared set and adds a run and a bundle.
+
+    Raises:
+        InputError: The demo's data are not installed, the user is not among them, or the port is in use.
+    """
+    stages = _Stages(report)
+    run, registry, data = _next_run(directory), directory / "registry", directory / "prepared"
+    files = write_movielens(directory / "raw")
+    stages.go(
+        "prepare", lambda: prepare([str(files.interactions)], data, recipe, items=str(files.items), report=report)
+    )
+    stages.go("train", lambda: train(data, run, recipe, report=report))
+    evaluation = stages.go("evaluate", lambda: evaluate(run, data, recipe, report=report))
+    stages.go("publish", lambda: publish(run, data, registry, recipe, report=report))
+    start_s = time.monotonic()
+    report("serve: starting ingress → recall → rerank")
+    with serve(registry, recipe, report=report) as address:
+        stages.seconds["serve"] = round(time.monotonic() - start_s, 2)
+        answer = _ask_for_recommendations(address, user_id)
+        yield DemoResult(
+            user_id=user_id,
+            **answer,
+            evaluation=evaluation,
+            page=f"{address}/",
+            api_docs=f"{address}/docs",
+            stage_s=stages.seconds,
+        )
+
+
+class _Stages:
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+        self.seconds: dict[str, float] = {}
+
+    def go(self, name: str, stage: Callable[[], _Result]) -> _Result:
+        self._report(f"{name} …")
+        start_s = time.monotonic()
+        result = stage()
+        self.seconds[name] = round(time.monotonic() - start_s, 2)
+        return result
+
+
+def _next_run(directory: Path) -> Path:
+    number = 1
+    while (directory / f"run-{number}").exists():
+        number += 1
+    return directory / f"run-{number}"
+
+
+def _ask_for_recommendations(address: str, user_id: int) -> dict[str, Any]:
+    seen = _ask(f"{address}/v1/users/{user_id}/seen?limit=1000")["items"]
+    body = {"user_id": user_id, "k": NUM_SHOWN}
+    answer = _ask(f"{address}/v1/recommend", body)
+    known = [item["item_id"] for item in seen]
+    popular = _ask(f"{address}/v1/recommend", {"user_id": _NOBODY, "k": NUM_SHOWN, "exclude_items": known})
+    return {
+        "seen": tuple(_movie(item) for item in seen),
+        "recommended": tuple(_movie(item) for item in answer["items"]),
+        "popular": tuple(_movie(item) for item in popular["items"]),
+        "bundle": answer["bundle"],
+    }
+
+
+def _movie(item: dict[str, Any]) -> Movie:
+    return Movie(item_id=item["item_id"], title=item.get("title") or str(item["item_id"]), score=item.get("score"))
+
+
+def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the JSON answer to a GET, or to a POST of `body`."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - our own address
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        detail = error.read().decode(errors="replace")
+        kind = DataError if error.code < 500 else StageError
+        raise kind(f"{url} answered {error.code}: {detail}") from None
+    except OSError as error:
+        raise StageError(f"{url} did not answer: {error}") from error
+    return answer
