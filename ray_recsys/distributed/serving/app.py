@@ -1,0 +1,73 @@
+"""The Serve graph from typed arguments: ingress → recall → rerank, or ingress → both stages in one replica.
+
+`serve_config.yaml` names `build_app`; so does `local.serve`, so that both deploy the same thing.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from ray_recsys.config import Recipe, ServeRecipe, load_recipe
+from ray_recsys.core.registry import Registry
+from ray_recsys.distributed.serving.ingress import Ingress
+from ray_recsys.distributed.serving.recall import RecallStage
+from ray_recsys.distributed.serving.rerank import RerankStage
+from ray_recsys.errors import RecipeError
+
+NAME = "ray-recsys"
+
+
+class AppArgs(BaseModel):
+    """Arguments of `build_app`; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    registry: str
+    """Directory of bundles on storage that every node sees; `~` and `$VARIABLES` are filled in."""
+    recipe: str | None = None
+    """TOML file whose `serve` section counts; None: the defaults."""
+    serve: ServeRecipe | None = None
+    """The `serve` section itself, in place of a recipe."""
+
+
+def build_app(args: AppArgs) -> serve.Application:
+    """Returns the graph over a registry's live bundle.
+
+    Raises:
+        RegistryError: No bundle is live.
+        RecipeError: The recipe cannot be read, or is given twice.
+    """
+    registry = Path(_filled_in(args.registry)).absolute()
+    Registry(registry).current()
+    limits = _limits(args)
+    rerank = _deployment(RerankStage, "rerank", limits, limits.rerank_replicas).bind(str(registry))
+    recall = None
+    if not limits.fused:
+        recall = _deployment(RecallStage, "recall", limits, limits.recall_replicas).bind(str(registry))
+    ingress = _deployment(Ingress, "ingress", limits, limits.ingress_replicas, max_ongoing_requests=1024)
+    return ingress.bind(str(registry), limits, recall, rerank)
+
+
+def _limits(args: AppArgs) -> ServeRecipe:
+    if args.recipe is None:
+        return args.serve or Recipe().serve
+    if args.serve is not None:
+        raise RecipeError("give `recipe` or `serve`, not both")
+    return load_recipe(Path(_filled_in(args.recipe))).serve
+
+
+def _deployment(
+    of: type, name: str, limits: ServeRecipe, num_replicas: int, *, max_ongoing_requests: int = 64
+) -> serve.Deployment:
+    return serve.deployment(
+        name=name,
+        num_replicas=num_replicas,
+        max_ongoing_requests=max_ongoing_requests,
+        ray_actor_options={"num_cpus": limits.cpus_per_replica},
+    )(of)
+
+
+def _filled_in(path: str) -> str:
+    return os.path.expandvars(Path(path).expanduser())

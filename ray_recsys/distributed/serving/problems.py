@@ -1,0 +1,148 @@
+"""Problems as RFC 9457 bodies: every refusal names the field, the value and the limit, and none shows a stack trace.
+
+This module does not know which requests are refused.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_SHOWN = 200  # characters of a value that is quoted back
+_LIMITS = ("ge", "gt", "le", "lt", "max_length", "min_length", "expected")
+
+logger = logging.getLogger(__name__)
+
+
+class Problem(Exception):  # noqa: N818  (the word of the RFC)
+    """A refusal on its way to becoming an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        title: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        value: Any = None,
+        limit: str | int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body: dict[str, Any] = {
+            "type": f"urn:ray-recsys:problem:{kind}",
+            "title": title,
+            "status": status,
+            "detail": detail,
+        }
+        if field is not None:
+            self.body |= {"field": field, "value": shown(value), "limit": limit}
+
+    def response(self) -> Response:
+        """Returns the answer."""
+        body = json.dumps(self.body, ensure_ascii=True, allow_nan=False)
+        return Response(body, self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+def invalid_value(field: str, value: Any, limit: str | int, detail: str | None = None) -> Problem:
+    """Returns the problem of a value that is out of its range or of another type."""
+    text = detail or f"{field} = {shown(value)!r}: at most {limit} are allowed"
+    return Problem(422, "invalid-value", "A value is not allowed", text, field=field, value=value, limit=limit)
+
+
+def unknown_id(field: str, value: Any, place: str) -> Problem:
+    """Returns the problem of an id that the bundle does not have."""
+    limit = f"{place} of the live bundle"
+    detail = f"{field} = {shown(value)!r} is not among the {limit}"
+    return Problem(404, "unknown-id", "The bundle does not know this id", detail, field=field, value=value, limit=limit)
+
+
+def overloaded(retry_after_s: int = 1) -> Problem:
+    """Returns the problem of a graph that has more requests than it can queue."""
+    headers = {"Retry-After": str(retry_after_s)}
+    detail = f"more requests are waiting than can be queued; try again in {retry_after_s} s"
+    return Problem(503, "overloaded", "Too many requests at once", detail, headers=headers)
+
+
+def unavailable() -> Problem:
+    """Returns the problem of a stage that died and is being replaced."""
+    detail = "a stage of the graph is being replaced; try again in 1 s"
+    return Problem(503, "unavailable", "A stage is being replaced", detail, headers={"Retry-After": "1"})
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Returns the problem of the first of pydantic's errors."""
+    error = errors[0]
+    if error["type"] == "json_invalid":
+        reason = error.get("ctx", {}).get("error", "the body is not JSON")
+        detail = f"the body is not JSON: {reason}"
+        return Problem(400, "malformed-json", "The body is not JSON", detail, field="body", limit="a JSON object")
+    field = _field_of(error["loc"])
+    value = error.get("input")
+    # pydantic has an error for each member of a union
+    reason = " or ".join(dict.fromkeys(other["msg"] for other in errors if _field_of(other["loc"]) == field))
+    limit = next((error["ctx"][name] for name in _LIMITS if name in error.get("ctx", {})), reason)
+    return invalid_value(field, value, limit, f"{field} = {shown(value)!r}: {reason}")
+
+
+def _field_of(location: Sequence[str | int]) -> str:
+    """Returns `history.3` for ("body", "history", 3, "int"): pydantic appends the members of a union."""
+    parts = [part for part in location if part not in ("body", "query", "path")]
+    kept = [part for place, part in enumerate(parts) if place == 0 or isinstance(part, int)]
+    return ".".join(str(part) for part in kept) or "body"
+
+
+def shown(value: Any) -> Any:
+    """Returns a value as it can be quoted in JSON: numbers and short texts as they are, the rest cut."""
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Makes an app answer every refusal and failure by a problem."""
+
+    @app.exception_handler(Problem)
+    async def _problem(_: Request, problem: Problem) -> Response:
+        return problem.response()
+
+    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(ValidationError)
+    async def _invalid(_: Request, error: RequestValidationError | ValidationError) -> Response:
+        return from_validation(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return _from_http(request, error).response()
+
+    @app.exception_handler(Exception)
+    async def _failure(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "the server failed; its log says why"
+        return Problem(500, "failure", "The server failed", detail).response()
+
+
+def _from_http(request: Request, error: HTTPException) -> Problem:
+    title, path, headers = HTTPStatus(error.status_code).phrase, request.url.path, error.headers
+    if error.status_code == 404:
+        detail = f"there is nothing at {shown(path)}; /docs lists what there is"
+        return Problem(404, "not-found", title, detail, field="path", value=path, limit="see /docs")
+    if error.status_code == 405:
+        allowed = (headers or {}).get("Allow", "see /docs")
+        detail = f"{request.method} is not possible at {shown(path)}; possible: {allowed}"
+        return Problem(
+            405, "method", title, detail, field="method", value=request.method, limit=allowed, headers=headers
+        )
+    return Problem(error.status_code, "http", title, str(error.detail), headers=headers)

@@ -1,0 +1,33 @@
+"""The page's files, read once: what is not among them is not found, whatever the path says."""
+
+import hashlib
+import mimetypes
+from importlib.resources import files
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+_ENDINGS = (".html", ".css", ".js", ".svg")
+
+
+def web_routes() -> APIRouter:
+    """Returns a GET route for each of the page's files, index.html at `/`."""
+    router = APIRouter(include_in_schema=False)
+    for entry in files("ray_recsys.web").iterdir():
+        if entry.name.endswith(_ENDINGS):
+            path = "/" if entry.name == "index.html" else f"/{entry.name}"
+            _add_file(router, path, entry.name, entry.read_bytes())
+    return router
+
+
+def _add_file(router: APIRouter, path: str, name: str, content: bytes) -> None:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+    async def send(request: Request) -> Response:
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=media_type)
+
+    router.add_api_route(path, send, methods=["GET", "HEAD"])
