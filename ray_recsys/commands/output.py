@@ -29,22 +29,25 @@ def facts(title: str = "", /, **values: Any) -> Table:
 def reserved_stdout() -> Iterator[TextIO]:
     """Yields the real stdout while everything else that is printed, child processes included, goes to stderr."""
     sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
     try:
-        number = sys.stdout.fileno()
-    except OSError:  # replaced by an object without a descriptor, as under a test runner
-        stream = sys.stdout
+        # Under a test runner sys.stdout is an object of its own.
+        stream = os.fdopen(os.dup(saved), "w", encoding="utf8") if _is_descriptor_1(sys.stdout) else sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
             yield stream
-        return
-    saved = os.dup(number)
-    os.dup2(sys.stderr.fileno(), number)
-    try:
-        with os.fdopen(os.dup(saved), "w", encoding="utf8") as stream:
-            yield stream
+        if stream is not sys.stdout:
+            stream.close()
     finally:
-        sys.stdout.flush()
-        os.dup2(saved, number)
+        os.dup2(saved, 1)
         os.close(saved)
+
+
+def _is_descriptor_1(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except OSError:
+        return False
 
 
 def write_tables(tables: Sequence[Table], stream: TextIO) -> None:
