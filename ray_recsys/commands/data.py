@@ -1,12 +1,17 @@
 """Commands on data: a raw log → a prepared set, what is wrong with one, what is in one."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import InputError
+
+if TYPE_CHECKING:
+    from ray_recsys.core.describe import Description
 
 
 @click.command()
@@ -70,10 +75,9 @@ def audit(invocation: Invocation, data: Path) -> None:
 
     with invocation.connect():
         found = run(data, report=invocation.report)
-    columns = tuple(found.findings[0].model_dump()) if found.findings else ()
-    rows = [[_short(value) for value in finding.model_dump().values()] for finding in found.findings]
+    rows = [(finding.fault, finding.count, "; ".join(finding.examples[:3])) for finding in found.findings]
     verdict = facts(audited=data, passed=found.passed)
-    invocation.answer(found, verdict, *([Table(columns, rows)] if rows else []))
+    invocation.answer(found, verdict, *([Table(("fault", "count", "examples"), rows)] if rows else []))
     if not found.passed:
         raise InputError(f"{data} did not pass the audit; prepare it again")
 
@@ -95,13 +99,35 @@ def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
 
         write_html(description, html)
         invocation.report(f"wrote {html}")
-    rows = [(name.replace("_", " "), _short(value)) for name, value in description.model_dump(mode="json").items()]
-    invocation.answer(description, Table(("", ""), rows))
+    invocation.answer(description, *_description_tables(description))
 
 
-def _short(value: object) -> object:
+def _description_tables(description: "Description") -> list[Table]:
+    values = description.model_dump()
+    counts = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    spreads = {"interactions per user": description.activity, "interactions per item": description.popularity}
+    quantiles = tuple(description.activity.quantiles)
+    rows = [
+        (name, *spread.quantiles.values(), f"{spread.mean:.1f}", f"{spread.gini:.3f}")
+        for name, spread in spreads.items()
+    ]
+    tables = [
+        facts(data=description.data, **counts),
+        Table(("quantile", *quantiles, "mean", "Gini"), rows),
+        facts("split", **{name: _text(value) for name, value in description.split.items()}),
+    ]
+    if description.time is not None:
+        tables.append(facts("time", first=_date(description.time.first_s), last=_date(description.time.last_s)))
+    if description.rows_dropped:
+        tables.append(Table(("rows dropped", "rows"), list(description.rows_dropped.items())))
+    return tables
+
+
+def _date(time_s: int) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _text(value: object) -> object:
     if isinstance(value, dict):
-        return "  ".join(f"{key} {_short(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(str(_short(inner)) for inner in value[:5]) + (", …" if len(value) > 5 else "")
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        return "; ".join(f"{key}: {inner}" for key, inner in value.items())
+    return value

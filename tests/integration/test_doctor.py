@@ -1,0 +1,41 @@
+import socket
+
+import pytest
+
+from ray_recsys.config import load_recipe
+from ray_recsys.distributed.doctor import Check, examine
+
+pytestmark = pytest.mark.ray
+
+
+def _by_name(checks: tuple[Check, ...]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_a_ready_machine_passes_and_every_doubt_has_a_remedy(ray_session: None) -> None:
+    checks = examine(load_recipe(overrides=["serve.port=0"])).checks
+    found = _by_name(checks)
+    assert [check for check in checks if check.status == "fail"] == []
+    assert all(check.remedy for check in checks if check.status != "ok")
+    assert "4 CPUs" in found["ray"].detail
+    assert found["a task"].detail.startswith("ran with ray_recsys ")
+    assert found["trainers"].status == "ok"
+
+
+def test_what_the_recipe_asks_too_much_is_found(ray_session: None) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        found = _by_name(examine(load_recipe(overrides=[f"serve.port={port}", "train.num_workers=64"])).checks)
+    assert found[f"port {port}"].status == "fail"
+    assert found["trainers"].status == "fail"
+    assert "64 workers need 32 CPUs" in found["trainers"].detail
+
+
+def test_gpus_that_are_not_there_are_found(ray_session: None) -> None:
+    found = _by_name(
+        examine(load_recipe(overrides=["serve.port=0", "train.use_gpu=true", "train.num_workers=9"])).checks
+    )
+    assert found["trainers"].status == "fail"
+    assert found["trainers"].detail.startswith("9 GPUs wanted")
