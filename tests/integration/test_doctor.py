@@ -5,14 +5,14 @@ import pytest
 from ray_recsys.config import load_recipe
 from ray_recsys.distributed.doctor import Check, examine
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def _by_name(checks: tuple[Check, ...]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def test_a_ready_machine_passes_and_every_doubt_has_a_remedy(ray_session: None) -> None:
+def test_a_ready_machine_passes_and_every_doubt_has_a_remedy() -> None:
     checks = examine(load_recipe(overrides=["serve.port=0"])).checks
     found = _by_name(checks)
     assert [check for check in checks if check.status == "fail"] == []
@@ -22,7 +22,7 @@ def test_a_ready_machine_passes_and_every_doubt_has_a_remedy(ray_session: None) 
     assert found["trainers"].status == "ok"
 
 
-def test_what_the_recipe_asks_too_much_is_found(ray_session: None) -> None:
+def test_what_the_recipe_asks_too_much_is_found() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -33,7 +33,7 @@ def test_what_the_recipe_asks_too_much_is_found(ray_session: None) -> None:
     assert "64 workers need 32 CPUs" in found["trainers"].detail
 
 
-def test_gpus_that_are_not_there_are_found(ray_session: None) -> None:
+def test_gpus_that_are_not_there_are_found() -> None:
     found = _by_name(
         examine(load_recipe(overrides=["serve.port=0", "train.use_gpu=true", "train.num_workers=9"])).checks
     )
