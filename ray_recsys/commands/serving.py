@@ -55,7 +55,7 @@ def serve(invocation: Invocation, *, registry: Path) -> None:
 
 
 @click.command()
-@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="The bundle.")
+@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="A bundle, or a registry: its live one.")
 @click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Parquet files of recommendations.")
 @click.option("--users", type=INPUT, metavar="FILE", help="Only these users: a user_id column, or one id a line.")
 @click.option("--k", type=click.IntRange(min=1), default=10, help="Items per user.")
@@ -68,12 +68,12 @@ def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path
     from ray_recsys.distributed.batch import recommend as run
 
     with invocation.connect():
-        result = run(bundle, output, invocation.recipe, users=users, k=k, report=invocation.report)
+        result = run(_live(bundle), output, invocation.recipe, users=users, k=k, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 
 @click.command()
-@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="The bundle.")
+@click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="A bundle, or a registry: its live one.")
 @click.option("--input", "input_path", type=INPUT, required=True, metavar="FILE", help="Pairs: user_id, item_id.")
 @click.option("--output", type=OUTPUT, required=True, metavar="FILE", help="The same rows with a score.")
 @takes_invocation
@@ -85,8 +85,16 @@ def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Pat
     from ray_recsys.distributed.batch import score as run
 
     with invocation.connect():
-        result = run(bundle, input_path, output, report=invocation.report)
+        result = run(_live(bundle), input_path, output, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
+
+
+def _live(path: Path) -> Path:
+    """Returns the path of a registry's live bundle; any other path as it is."""
+    from ray_recsys.core.registry import CURRENT, Registry
+
+    registry = Registry(path)
+    return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path
 
 
 def wait_for_interrupt() -> None:
