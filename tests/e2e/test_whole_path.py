@@ -12,7 +12,6 @@ import pytest
 
 from ray_recsys.cli import main
 from ray_recsys.config import load_recipe
-from ray_recsys.core.bundle import Bundle
 from ray_recsys.core.registry import Registry
 from ray_recsys.distributed.serving.local import serve
 
