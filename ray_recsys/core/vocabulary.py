@@ -72,6 +72,15 @@ class Vocabulary:
         self._is_integer: bool = pa.types.is_integer(self.sorted_ids.type)
 
     @classmethod
+    def of(cls, ids: pa.Array | pa.ChunkedArray) -> Self:
+        """Returns the vocabulary of distinct ids, in memory, where the i-th id has index i.
+
+        Raises:
+            DataError: The ids are neither integers nor strings, one is null or twice there, or there is none.
+        """
+        return cls(_vocabulary_table(ids))
+
+    @classmethod
     def open(cls, path: Path) -> Self:
         """Returns the vocabulary of a file, memory-mapped: pages are read when they are probed.
 
@@ -181,6 +190,12 @@ def write_vocabulary(path: Path, ids: pa.Array | pa.ChunkedArray) -> None:
     Raises:
         DataError: The ids are neither integers nor strings, one is null or twice there, or there is none.
     """
+    table = _vocabulary_table(ids)
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, len(table)))
+
+
+def _vocabulary_table(ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     ids = normal_ids(ids)
     if len(ids) == 0:
         raise DataError("no ids to make a vocabulary of")
@@ -189,9 +204,7 @@ def write_vocabulary(path: Path, ids: pa.Array | pa.ChunkedArray) -> None:
     _check_distinct(sorted_ids)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    table = pa.table({"id": sorted_ids, "idx": pa.array(order.astype(np.int64)), "place": pa.array(place)})
-    with pa.ipc.new_file(str(path), table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=max(1, len(table)))
+    return pa.table({"id": sorted_ids, "idx": pa.array(order.astype(np.int64)), "place": pa.array(place)})
 
 
 def _check_distinct(sorted_ids: pa.Array) -> None:

@@ -1,0 +1,143 @@
+"""Work of an evaluation in units, shared out over Ray Data tasks that each load the model once.
+
+Does not know what becomes of the sums.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.baselines import Popularity, Random
+from ray_recsys.core.candidate_lists import CandidateLists
+from ray_recsys.core.evaluation import Split, evaluate_users
+from ray_recsys.core.histories import Histories
+from ray_recsys.core.metrics import MetricSums
+from ray_recsys.core.models.neumf_scorer import NeuMFScorer
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.scorer import Scorer
+from ray_recsys.core.trained_model import TrainedModel
+from ray_recsys.distributed.tasks import run_tasks
+from ray_recsys.progress import Reporter
+
+_USERS_PER_UNIT = 1024
+
+Sums = dict[str, MetricSums]
+"""By name of the model."""
+
+
+class Work(Protocol):
+    """Users to evaluate, in units that may be done anywhere in any order."""
+
+    @property
+    def num_units(self) -> int:
+        """How many there are."""
+        ...
+
+    def evaluate(self, unit: int, scorers: dict[str, Scorer]) -> Sums:
+        """Returns the sums of a unit's users."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitUsers:
+    """All users of a prepared set; a unit is a range of a partition's users."""
+
+    prepared: PreparedSet
+    recipe: Recipe
+    split: Split
+
+    @property
+    def num_units(self) -> int:
+        """How many ranges there are."""
+        return len(self._ranges)
+
+    @cached_property
+    def _ranges(self) -> list[tuple[int, int]]:
+        """(partition, first row) of each unit."""
+        partitions = enumerate(self.prepared.manifest.partitions)
+        return [(number, row) for number, info in partitions for row in range(0, info.num_users, _USERS_PER_UNIT)]
+
+    def evaluate(self, unit: int, scorers: dict[str, Scorer]) -> Sums:
+        """Returns the sums of a unit's users."""
+        partition, row = self._ranges[unit]
+        table = pq.read_table(self.prepared.partition_path(partition)).slice(row, _USERS_PER_UNIT)
+        histories = Histories.from_table(table)
+        return {
+            name: evaluate_users(
+                scorer,
+                histories,
+                num_items=self.prepared.manifest.num_items,
+                recipe=self.recipe.evaluate,
+                split=self.split,
+                seed=self.recipe.seed,
+            )
+            for name, scorer in scorers.items()
+        }
+
+
+@dataclass(frozen=True)
+class GivenLists:
+    """Candidate lists, in the object store; a unit is a range of them."""
+
+    lists: "ray.ObjectRef[CandidateLists]"
+    num_lists: int
+    recipe: Recipe
+
+    @property
+    def num_units(self) -> int:
+        """How many ranges there are."""
+        return -(-self.num_lists // _USERS_PER_UNIT)
+
+    def evaluate(self, unit: int, scorers: dict[str, Scorer]) -> Sums:
+        """Returns the sums of a unit's lists."""
+        given: CandidateLists = ray.get(self.lists)
+        start = unit * _USERS_PER_UNIT
+        numbers = np.arange(start, min(start + _USERS_PER_UNIT, self.num_lists))
+        recipe, seed = self.recipe.evaluate, self.recipe.seed
+        return {name: given.evaluate(s, numbers, recipe=recipe, seed=seed) for name, s in scorers.items()}
+
+
+def run_work(work: Work, trained: TrainedModel, prepared: PreparedSet, seed: int, report: Reporter) -> Sums:
+    """Returns the sums over all units, for the trained model, Popularity and Random."""
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    share = _Share(work, trained, prepared, seed, num_tasks=max(1, min(work.num_units, num_cpus)))
+    total: Sums = {}
+    for sums in run_tasks(share, share.num_tasks):
+        total = _add(total, sums)
+        report(f"{next(iter(total.values())).num_users:,} users ranked")
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A task's share: every `num_tasks`-th unit."""
+
+    work: Work
+    trained: TrainedModel
+    prepared: PreparedSet
+    seed: int
+    num_tasks: int
+
+    def __call__(self, number: int) -> Sums:
+        # Ray leaves a worker process with the threads that its last task set.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_tasks))
+        scorers: dict[str, Scorer] = {
+            "NeuMF": NeuMFScorer(self.trained.load()),
+            "Popularity": Popularity(self.prepared.item_counts()),
+            "Random": Random(self.trained.num_items, self.seed),
+        }
+        total: Sums = {name: MetricSums() for name in scorers}
+        for unit in range(number, self.work.num_units, self.num_tasks):
+            total = _add(total, self.work.evaluate(unit, scorers))
+        return total
+
+
+def _add(left: Sums, right: Sums) -> Sums:
+    return {name: left.get(name, MetricSums()) + sums for name, sums in right.items()}
