@@ -61,7 +61,7 @@ class Histories:
     def from_table(cls, table: pa.Table) -> Self:
         """Returns the histories in a table of whole users (a partition of a prepared set)."""
         first = int(table["user_idx"][0].as_py()) if table.num_rows else 0
-        return cls(first, *(_interactions(table, prefix) for prefix in ("", "validation_", "test_")))
+        return cls(first, *(interactions_from_table(table, prefix) for prefix in ("", "validation_", "test_")))
 
 
 COLUMNS = {"item_idx": pa.int32(), "timestamp_s": pa.int64(), "rating": pa.float32(), "repetition": pa.int32()}
@@ -72,6 +72,7 @@ def to_table(histories: Histories, user_ids: pa.Array) -> pa.Table:
     columns: dict[str, pa.Array] = {"user_idx": pa.array(histories.user_idx, pa.int64()), "user_id": user_ids}
     parts = {"": histories.training, "validation_": histories.validation, "test_": histories.test}
     for prefix, part in parts.items():
+        assert part.offsets[-1] < 2**31, "a partition's lists have 32-bit offsets"
         offsets = pa.array(part.offsets.astype(np.int32))
         for name, dtype in COLUMNS.items():
             values = getattr(part, name)
@@ -80,7 +81,8 @@ def to_table(histories: Histories, user_ids: pa.Array) -> pa.Table:
     return pa.table(columns)
 
 
-def _interactions(table: pa.Table, prefix: str) -> Interactions:
+def interactions_from_table(table: pa.Table, prefix: str) -> Interactions:
+    """Returns one part of a table of whole users; `prefix` is "" (training), "validation_" or "test_"."""
     names = [name for name in COLUMNS if prefix + name in table.column_names]
     lists = {name: _one_chunk(table[prefix + name]) for name in names}
     items = lists["item_idx"]

@@ -1,0 +1,124 @@
+"""Random numbers and shuffles as pure functions of a key and a counter; there is no state to save, ship or advance.
+
+The mixer is splitmix64's finalizer. Everything works on whole arrays. Knows nothing of users or items.
+
+Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014 (mixer, golden gamma);
+    Black, Rogaway: Ciphers with arbitrary finite domains, CT-RSA 2002, sections 3 (cycle walking) and 5 (Feistel on
+    a x b; even number of rounds, so that the halves end on their own sides), here with additions instead of exclusive or, so that the halves need not be powers of two.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64s = npt.NDArray[np.uint64]
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_FEISTEL_ROUNDS = 6
+_LOW_32 = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+
+def mix(values: UInt64s) -> UInt64s:
+    """Returns the values, scrambled in place by a bijection of 64 bits under which near inputs look unrelated."""
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        values ^= values >> np.uint64(shift)
+        values *= factor
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def derive_key(*parts: int) -> int:
+    """Returns the 64-bit key of a sequence of whole numbers, e.g. (seed, purpose, epoch)."""
+    key = np.zeros(1, np.uint64)
+    for part in parts:
+        key = mix((key ^ np.uint64(part % 2**64)) + GOLDEN_GAMMA)
+    return int(key[0])
+
+
+def derive_keys(keys: UInt64s | int, parts: npt.NDArray[Any]) -> UInt64s:
+    """Returns the key of (key, part), element by element: streams of their own for users, positions, …"""
+    # A factor that is not the gamma, since `random_bits` steps by the gamma: streams of neighbours must not overlap.
+    return mix((parts.astype(np.uint64) * _MIX_2) ^ (np.asarray(keys, np.uint64) + GOLDEN_GAMMA))
+
+
+def random_bits(keys: UInt64s, counters: npt.NDArray[Any]) -> UInt64s:
+    """Returns 64 random bits for each (key, counter), broadcast against each other."""
+    return mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * GOLDEN_GAMMA)
+
+
+def scale_to(bits: UInt64s, bound: int) -> UInt64s:
+    """Returns random bits, scaled in place to whole numbers in [0, bound), bound < 2^31.
+
+    Probabilities of two numbers differ by at most bound^2 / 2^63 of themselves (10 M items: .00001).
+    """
+    assert 0 < bound < 2**31
+    width = np.uint64(bound.bit_length())
+    bits >>= width
+    bits *= np.uint64(bound)
+    bits >>= np.uint64(64) - width
+    return bits
+
+
+def scale_to_each(bits: UInt64s, bounds: UInt64s) -> UInt64s:
+    """Returns the high 64 bits of bits x bound: whole numbers in [0, bound) for bounds up to 2^63."""
+    high, low = bits >> _32, bits & _LOW_32
+    bound_high, bound_low = bounds >> _32, bounds & _LOW_32
+    middle = high * bound_low + (low * bound_low >> _32)
+    carry = (middle & _LOW_32) + low * bound_high
+    return high * bound_high + (middle >> _32) + (carry >> _32)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """A shuffle of [0, size), size <= 2^32, evaluated at any places; different keys give unrelated shuffles."""
+
+    size: int
+    key: int
+
+    def __call__(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns what stands at the given places of the shuffled sequence, int64, same shape."""
+        values = self._encipher(places)
+        # The two halves hold less than one row more than `size`, so a walk seldom takes a second step.
+        while len(outside := np.flatnonzero(values >= self.size)):
+            values[outside] = self._encipher(values[outside])
+        return values
+
+    def _encipher(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        left_size, right_size = self._halves
+        quotient = values // right_size
+        left, right = quotient.astype(np.uint32), (values - quotient * right_size).astype(np.uint32)
+        for round_, key in enumerate(self._round_keys):
+            size = (left_size, right_size)[round_ % 2]
+            left += _scramble(right, key, size)
+            np.minimum(left, left - np.uint32(size), out=left)  # modulo size: the difference wraps below 0
+            left, right = right, left
+        return left.astype(np.int64) * right_size + right
+
+    @cached_property
+    def _halves(self) -> tuple[int, int]:
+        assert 0 < self.size <= 2**32
+        left_size = math.isqrt(self.size - 1) + 1
+        return left_size, -(-self.size // left_size)
+
+    @cached_property
+    def _round_keys(self) -> tuple[np.uint32, ...]:
+        return tuple(np.uint32(derive_key(self.key, round_) >> 32) for round_ in range(_FEISTEL_ROUNDS))
+
+
+def _scramble(values: npt.NDArray[np.uint32], key: np.uint32, size: int) -> npt.NDArray[np.uint32]:
+    """Returns a keyed hash of each value in [0, size), size <= 2^16; murmur3's finalizer without its first shift."""
+    hashes = values ^ key
+    hashes *= np.uint32(0x85EBCA6B)
+    hashes ^= hashes >> np.uint32(13)
+    hashes *= np.uint32(0xC2B2AE35)
+    hashes >>= np.uint32(16)
+    hashes *= np.uint32(size)
+    hashes >>= np.uint32(16)
+    return hashes
