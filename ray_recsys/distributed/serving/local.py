@@ -1,5 +1,7 @@
 """The graph on the Ray that this process is connected to, for as long as a block runs."""
 
+import contextlib
+import io
 import logging
 import socket
 import time
@@ -58,7 +60,8 @@ def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Itera
         report(f"{version} answers at {address}")
         yield address
     finally:
-        ray_serve.shutdown()
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of the controller's end as if of a failure
+            ray_serve.shutdown()
 
 
 def _check_not_serving() -> None:
