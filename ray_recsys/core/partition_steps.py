@@ -43,6 +43,11 @@ class PartitionPlan:
     cuts: tuple[int, int] | None
     """First moments of validation and test in the log's time unit; None unless split.method is global_time."""
 
+    @property
+    def num_partitions(self) -> int:
+        """How many partitions the users are in."""
+        return len(self.bucket_bounds) - 1
+
     def folder(self, partition: int) -> Path:
         """Returns where a partition's files wait."""
         return self.staging / f"partition-{partition:06d}"
@@ -107,7 +112,7 @@ def label_step(plan: PartitionPlan, partition: int, step: int) -> StepReport:
 def sum_item_counts(plan: PartitionPlan, step: int, num_items: int) -> Int64s:
     """Returns each item's (training rows, held-out rows) after a step, int64[2, I], over all partitions."""
     totals = np.zeros((2, num_items), np.int64)
-    for partition in range(len(plan.bucket_bounds) - 1):
+    for partition in range(plan.num_partitions):
         items, counts = np.split(np.load(plan.folder(partition) / f"counts-{step}.npy"), [1])
         totals[:, items[0]] += counts
     return totals

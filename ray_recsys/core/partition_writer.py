@@ -3,7 +3,7 @@
 Held-out rows that training cannot score (their item or their user has no training interaction) end here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,57 +26,68 @@ class WriteReport:
     digest: FileDigest
     num_users_with_validation: int
     num_users_with_test: int
+    num_users_without_held_out: int
     drops: DropLog
 
 
+@dataclass(frozen=True, slots=True)
+class FinalIndices:
+    """What turns codes and places into the indices of the prepared set."""
+
+    item_idx: Int32s
+    """Index of each item code, int32[I]; -1: not in the vocabulary."""
+    first_user_idx: Int64s
+    """Index of each partition's first user."""
+
+
 def write_users(
-    plan: PartitionPlan, partition: int, step: int, item_idx: Int32s, first_user_idx: int, directory: Path
+    plan: PartitionPlan, partition: int, indices: FinalIndices, directory: Path, *, step: int
 ) -> WriteReport:
     """Writes a partition of the prepared set.
 
     Args:
         plan: Of the log.
         partition: Which.
-        step: The last step done, whose rows have labels.
-        item_idx: Index of each item code, int32[I]; -1: not in the vocabulary.
-        first_user_idx: Index of the partition's first user.
+        indices: Of all partitions.
         directory: The prepared set that is being made.
+        step: The last step done, whose rows have labels.
     """
     rows = read_rows(plan.folder(partition) / f"rows-{step}.arrow")
     user_ids = read_users(plan, partition)
     assert rows.label is not None
     is_user = np.bincount(rows.user[rows.label == TRAINING], minlength=len(user_ids)) > 0
-    has_user, has_item = is_user[rows.user], item_idx[rows.item] >= 0
+    has_user, has_item = is_user[rows.user], indices.item_idx[rows.item] >= 0
     dropped = {
         "held_out_user_not_in_training": rows.take(~has_user),
         "held_out_item_not_in_training": rows.take(has_user & ~has_item),
     }
     drops = log_drops(plan, partition, {reason: gone for reason, gone in dropped.items() if len(gone)})
-    rows = rows.take(has_user & has_item)
-    places = np.cumsum(is_user) - 1
-    parts = [
-        _interactions(plan, rows, label, places, int(is_user.sum()), item_idx) for label in (TRAINING, VALIDATION, TEST)
-    ]
-    histories = Histories(first_user_idx, *parts)
-    info, digest = write_partition(directory, partition, histories, user_ids.filter(pa.array(is_user)))
+    is_kept = has_user & has_item
+    rows = rows if is_kept.all() else rows.take(is_kept)
+    rows = replace(rows, user=(np.cumsum(is_user) - 1)[rows.user], item=indices.item_idx[rows.item])
+    num_users, first = int(is_user.sum()), int(indices.first_user_idx[partition])
+    training, validation, test = (
+        _interactions(rows, label, num_users, plan.time_unit_us) for label in (TRAINING, VALIDATION, TEST)
+    )
+    user_ids = user_ids.filter(pa.array(is_user))
+    info, digest = write_partition(directory, partition, Histories(first, training, validation, test), user_ids)
     return WriteReport(
         info=info,
         digest=digest,
-        num_users_with_validation=int(np.count_nonzero(histories.validation.lengths)),
-        num_users_with_test=int(np.count_nonzero(histories.test.lengths)),
+        num_users_with_validation=int(np.count_nonzero(validation.lengths)),
+        num_users_with_test=int(np.count_nonzero(test.lengths)),
+        num_users_without_held_out=int(np.count_nonzero(validation.lengths + test.lengths == 0)),
         drops=drops,
     )
 
 
-def _interactions(
-    plan: PartitionPlan, rows: UserRows, label: int, places: Int64s, num_users: int, item_idx: Int32s
-) -> Interactions:
-    part = rows.take(rows.label == label)
-    lengths = np.bincount(places[part.user], minlength=num_users)
-    time_s = None if part.time is None else part.time.astype(np.int64) * plan.time_unit_us // MICROSECONDS
+def _interactions(rows: UserRows, label: int, num_users: int, time_unit_us: int) -> Interactions:
+    part = rows.take(np.asarray(rows.label == label))
+    lengths = np.bincount(part.user, minlength=num_users)
+    time_s = None if part.time is None else part.time.astype(np.int64) * time_unit_us // MICROSECONDS
     return Interactions(
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        item_idx=item_idx[part.item],
+        item_idx=part.item.astype(np.int32, copy=False),
         timestamp_s=time_s,
         rating=part.rating,
         repetition=None if part.repetition is None else part.repetition.astype(np.int32),

@@ -7,6 +7,7 @@ Rows arrive deduplicated, in order of user and time.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from ray_recsys.config import SplitRecipe
 from ray_recsys.core.histories import Int64s
 from ray_recsys.core.id_hash import mix
 from ray_recsys.core.packed_sort import UInt64s
+from ray_recsys.core.scatter import read_arrow
 from ray_recsys.core.user_rows import TEST, TRAINING, VALIDATION
 
 Labels = npt.NDArray[np.int8]
@@ -89,11 +91,11 @@ def find_cut(histogram: Histogram, time_range: tuple[int, int], num_before: int)
     return high
 
 
-def count_times(times: npt.NDArray[np.integer], low: int, width: int, bins: int) -> Int64s:
-    """Returns a histogram's counts, int64[bins]; times outside are not counted."""
+def count_block_times(block: Path, unit_us: int, low: int, width: int, bins: int) -> Int64s:
+    """Returns how many of a staging block's times fall into each bin, int64[bins]; others are not counted."""
+    times = read_arrow(block / "rows.arrow")["time_us"].to_numpy() // unit_us
     places = (times - low) // width
-    inside = places[(places >= 0) & (places < bins)]
-    return np.bincount(inside, minlength=bins)
+    return np.bincount(places[(places >= 0) & (places < bins)], minlength=bins)
 
 
 def cuts_from_fractions(
