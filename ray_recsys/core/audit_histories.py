@@ -4,6 +4,7 @@ Each check is vectorised over the users' interactions. Knows nothing of files. S
 I items, N negatives.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,8 +96,8 @@ def audit_leave_one_out(users: AuditedUsers) -> list[Finding]:
     return findings
 
 
-def audit_global_time(users: AuditedUsers, validation_from_s: int, test_from_s: int) -> list[Finding]:
-    """Checks that each part lies in its own period."""
+def audit_global_time(users: AuditedUsers, validation_from_s: float, test_from_s: float) -> list[Finding]:
+    """Checks that each part lies in its own period; histories hold whole seconds, rounded down, cuts may be finer."""
     periods = {
         "training": (None, validation_from_s),
         "validation": (validation_from_s, test_from_s),
@@ -109,7 +110,8 @@ def audit_global_time(users: AuditedUsers, validation_from_s: int, test_from_s: 
             continue
         place = users.values(part, part.timestamp_s, "second")
         if start_s is not None:
-            findings += find(f"{name} times before the cut at {start_s} s", part.timestamp_s < start_s, place)
+            is_early = part.timestamp_s < math.floor(start_s)
+            findings += find(f"{name} times before the cut at {start_s} s", is_early, place)
         if end_s is not None:
             findings += find(f"{name} times at or after the cut at {end_s} s", part.timestamp_s >= end_s, place)
     return findings

@@ -123,12 +123,12 @@ def test_an_item_held_out_too_early(prepared: PreparedSet) -> None:
 
 
 def test_times_on_the_wrong_side_of_the_cut(prepared: PreparedSet) -> None:
-    split = {"method": "global_time", "validation_from_s": 1_000_000, "test_from_s": 2_000_000}
+    split = {"method": "global_time", "validation_from_s": 1_000_000.5, "test_from_s": 2_000_000.0}
     clean = rewrite(prepared, lambda histories: histories, split=split)
     assert checked(clean).findings == ()
 
     def shift(histories: Histories) -> Histories:
-        late = put(histories.training, len(histories.training.item_idx) - 1, timestamp_s=1_000_000)
+        late = put(histories.training, len(histories.training.item_idx) - 1, timestamp_s=1_000_001)
         early = put(histories.validation, 0, timestamp_s=999_999)
         return replace(
             histories,
@@ -139,10 +139,10 @@ def test_times_on_the_wrong_side_of_the_cut(prepared: PreparedSet) -> None:
 
     faults = {finding.fault: finding.count for finding in checked(rewrite(clean, shift, split=split)).findings}
     assert faults == {
-        "training times at or after the cut at 1000000 s": 1,
-        "validation times before the cut at 1000000 s": 1,
-        "validation times at or after the cut at 2000000 s": 1,
-        "test times before the cut at 2000000 s": 1,
+        "training times at or after the cut at 1000000.5 s": 1,
+        "validation times before the cut at 1000000.5 s": 1,
+        "validation times at or after the cut at 2000000.0 s": 1,
+        "test times before the cut at 2000000.0 s": 1,
     }
 
 
