@@ -201,11 +201,7 @@ def _parse_separated_slowly(
         if not line.strip():
             continue
         try:
-            fields = next(
-                csv.reader(
-                    [line], delimiter=separator, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE, strict=True
-                )
-            )
+            fields = _fields(line, separator, is_quoted)
         except csv.Error:
             fields = []
         if len(fields) == len(names):
@@ -213,6 +209,10 @@ def _parse_separated_slowly(
         else:
             malformed.append(line)
     return TextBlock(_strings({name: [row[i] for row in rows] for i, name in enumerate(columns)}), malformed)
+
+
+def _fields(line: str, separator: str, is_quoted: bool) -> list[str]:
+    return next(csv.reader([line], delimiter=separator, strict=True)) if is_quoted else line.split(separator)
 
 
 def _parse_json(data: bytes, columns: Sequence[str]) -> TextBlock:

@@ -67,7 +67,8 @@ def random_per_user(lengths: Int64s, user_hash: UInt64s, item_hash: UInt64s, spl
 
 
 def _round_half_up(values: npt.NDArray[np.floating]) -> Int64s:
-    return np.floor(values + 0.5).astype(np.int64)
+    rounded: Int64s = np.floor(values + 0.5).astype(np.int64)
+    return rounded
 
 
 def find_cut(histogram: Histogram, time_range: tuple[int, int], num_before: int) -> int:
@@ -95,7 +96,8 @@ def count_block_times(block: Path, unit_us: int, low: int, width: int, bins: int
     """Returns how many of a staging block's times fall into each bin, int64[bins]; others are not counted."""
     times = read_arrow(block / "rows.arrow")["time_us"].to_numpy() // unit_us
     places = (times - low) // width
-    return np.bincount(places[(places >= 0) & (places < bins)], minlength=bins)
+    counts: Int64s = np.bincount(places[(places >= 0) & (places < bins)], minlength=bins)
+    return counts
 
 
 def cuts_from_fractions(

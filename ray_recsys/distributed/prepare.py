@@ -70,7 +70,7 @@ def prepare(
     size = sum(file.bytes for file in files)
     report(f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {len(chunks)} chunk(s)")
     with atomic_directory(output, overwrite=overwrite) as directory:
-        manifest = _make(directory, chunks, side, recipe, identity, report)
+        manifest = _make(directory, chunks, side, recipe, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
 
@@ -98,7 +98,13 @@ def _check_replaceable(output: Path) -> None:
 
 
 def _make(
-    directory: Path, chunks: Sequence[LogChunk], side: pa.Table | None, recipe: Recipe, identity: str, report: Reporter
+    directory: Path,
+    chunks: Sequence[LogChunk],
+    side: pa.Table | None,
+    recipe: Recipe,
+    *,
+    identity: str,
+    report: Reporter,
 ) -> PreparedManifest:
     """Makes the prepared set in a directory that is nobody's yet."""
     staging = directory / "staging"

@@ -1,5 +1,4 @@
-"""The passes of `prepare` over the cluster: each is a function of the log's plan that runs one task per chunk, block or
-partition and brings back a few numbers of each.
+"""The passes of `prepare` over the cluster: one task per chunk, block or partition, a few numbers back from each.
 
 What a task does is in `core.scatter`, `core.partition_steps` and `core.partition_writer`.
 """

@@ -1,7 +1,7 @@
 """A function of a task's number run over Ray Data, one task a number; results come back as they are done.
 
-Ray Data retries a task whose node was lost as often as need be, so it must be a function of its number that may run twice. An error of the
-package's own tree is not retried: it reaches the caller as it was raised.
+Ray Data retries a task whose node was lost as often as need be, so it must be a function of its number that may run
+twice. An error of the package's own tree is not retried: it reaches the caller as it was raised.
 """
 
 from collections.abc import Callable, Iterator
