@@ -12,19 +12,24 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from ray_recsys.errors import RecipeError
+from ray_recsys.recipe_errors import describe_errors
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # inf is a number to TOML, but a recipe that holds it could not be written to JSON and read back
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _none_is_none(cls, data: Any) -> Any:
-        """TOML has no null: the word none stands for it."""
+    def _read_toml_words(cls, data: Any) -> Any:
+        """TOML has no null: the word none stands for it. And true is not the number 1."""
         if not isinstance(data, Mapping):
             return data
+        for key, value in data.items():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+                raise ValueError(f"{key} = {str(value).lower()}: true and false are for switches alone")
         return {key: None if value == "none" else value for key, value in data.items()}
 
 
@@ -303,7 +308,7 @@ def parse_recipe(data: Mapping[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_describe(error, place)) from None
+        raise RecipeError(describe_errors(error, Recipe.model_json_schema(), place)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -333,25 +338,3 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         data[name] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         data[name] = text
-
-
-def _describe(error: ValidationError, place: str) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; known here: {', '.join(_known_keys(problem['loc'][:-1]))}")
-        elif key == "recipe" or problem["type"] == "value_error":
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
-        else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
-    return f"recipe ({place}): " + "; ".join(lines)
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, str):
-            section = section.model_fields[part].annotation
-    fields = getattr(section, "model_fields", None) or DropRule.model_fields
-    return sorted(fields)
