@@ -42,20 +42,25 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     A process killed inside leaves a `.<name>.tmp-*` directory that no reader opens.
 
     Raises:
-        ArtifactError: `final` exists already and `overwrite` is false.
+        ArtifactError: `final` exists already and `overwrite` is false, at the start or at the end.
     """
     final = final.absolute()
-    if final.exists() and not overwrite:
-        raise ArtifactError(f"{final} exists already; give another directory, or --overwrite to replace it")
+    _refuse_existing(final, overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.parent / f".{final.name}.tmp-{uuid.uuid4().hex[:12]}"
     staging.mkdir()
     try:
         yield staging
         _sync_tree(staging)
+        _refuse_existing(final, overwrite)
         _replace_directory(staging, final)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_existing(final: Path, overwrite: bool) -> None:
+    if final.exists() and not overwrite:
+        raise ArtifactError(f"{final} exists already; give another directory, or --overwrite to replace it")
 
 
 def _replace_directory(staging: Path, final: Path) -> None:
@@ -66,6 +71,7 @@ def _replace_directory(staging: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         staging.rename(final)
+    _sync_directory(final.parent)
 
 
 def _sync_tree(directory: Path) -> None:
@@ -73,6 +79,17 @@ def _sync_tree(directory: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        else:
+            _sync_directory(path)
+
+
+def _sync_directory(directory: Path) -> None:
+    """A rename is durable once the directory that holds the name is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(
