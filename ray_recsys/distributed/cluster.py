@@ -14,6 +14,7 @@ from typing import Any
 from ray_recsys.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 5.0
+_SETTINGS = 4  # type of an HTTP/2 frame
 
 # Read by Ray when a raylet, or a Train, Data or Serve process starts.
 _ENVIRONMENT = {
@@ -94,9 +95,24 @@ def _check_answers(address: str) -> None:
     if host is None:
         raise ClusterError(f"Ray address {address!r} has no host; write host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+        _probe(host, port)
     except OSError as error:
         raise ClusterError(
             f"Ray at {address!r} does not answer ({error}); start it with `ray start --head`, or leave --address out "
             "to start a local one"
         ) from None
+
+
+def _probe(host: str, port: int) -> None:
+    """Raises OSError unless a gRPC server answers: Ray itself retries for minutes, then ends the process.
+
+    Source: RFC 9113, section 3.4: each side opens with a SETTINGS frame.
+    """
+    with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        empty_settings = bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+        header = connection.recv(9, socket.MSG_WAITALL)
+    if len(header) < 9 or header[3] != _SETTINGS:
+        raise ConnectionError("what listens there is not Ray")
