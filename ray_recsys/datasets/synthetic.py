@@ -25,7 +25,7 @@ USER_SHIFT, ITEM_SHIFT = 1e-3, 1e-4
 START_S, SPAN_S = 1_600_000_000, 3 * 365 * 86_400
 DIRT = ("null_user", "null_item", "null_time", "bad_time", "duplicate")
 """What a dirty row has wrong; each gets an equal share of the dirty rows."""
-BAD_TIME_S = -1
+BAD_TIME_S = 2**63 - 1  # a time in no unit
 ROWS_PER_FILE = 1_000_000
 
 
