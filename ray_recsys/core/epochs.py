@@ -60,15 +60,7 @@ def train_epochs(
         on_epoch(record)
 
 
-class GradientBucket(Protocol):
-    """What DDP gives to a communication hook."""
-
-    def buffer(self) -> Tensor:
-        """Returns the gradients as one flat tensor."""
-        ...
-
-
-def sum_gradients(_: object, bucket: GradientBucket) -> torch.futures.Future[Tensor]:
+def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Adds a bucket's gradients over workers; DDP would average, but losses are divided by the global batch already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
