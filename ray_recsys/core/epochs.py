@@ -60,7 +60,10 @@ def train_epochs(
         on_epoch(record)
 
 
-def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def sum_gradients(
+    _: object,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch has no stub for what DDP insists on
+) -> torch.futures.Future[Tensor]:
     """Adds a bucket's gradients over workers; DDP would average, but losses are divided by the global batch already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
