@@ -19,6 +19,8 @@ from ray_recsys.core.prepared import PreparedSet
 DAY_S = 86_400
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 MAX_CURVE_POINTS = 200
+MAX_BINS = 1_000_000
+"""Widest range of values that is counted by bins, which takes a tenth of the time of sorting."""
 
 
 class _Frozen(BaseModel):
@@ -201,7 +203,16 @@ def _histogram(values: Int64s, frequencies: Int64s) -> tuple[tuple[int, int], ..
 
 
 def _count(values: Int64s) -> dict[int, int]:
-    distinct, counts = np.unique(values, return_counts=True)
+    if not len(values):
+        return {}
+    low, high = int(values.min()), int(values.max())
+    if high - low > MAX_BINS:
+        distinct, counts = np.unique(values, return_counts=True)
+    else:
+        bins = np.bincount(values - low)
+        distinct = np.flatnonzero(bins)
+        counts = bins[distinct]
+        distinct = distinct + low
     return dict(zip(distinct.tolist(), counts.tolist(), strict=True))
 
 

@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; }
 p.where { margin: .25rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .85rem; }
@@ -108,8 +109,9 @@ def _cards(description: Description) -> str:
         "training": f"{description.num_training:,}",
         "validation": f"{description.num_validation:,}",
         "test": f"{description.num_test:,}",
-        "time range": f"{_day(time.first_s)} – {_day(time.last_s)}" if time else "no times",
     }
+    if time is not None:
+        figures |= {"first day": _day(time.first_s), "last day": _day(time.last_s)}
     cards = (f'<div class="card"><b>{value}</b><span>{name}</span></div>' for name, value in figures.items())
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -118,12 +120,16 @@ def _figures(description: Description, plot: Callable[[Draw], str]) -> Iterable[
     yield _figure(
         "How active users are",
         f"users by their number of interactions; median {description.activity.quantiles['0.5']:,}",
-        plot(lambda axes: _draw_spread(axes, description.activity, "interactions of a user", "users")),
+        plot(lambda axes: _draw_spread(axes, description.activity, "interactions of a user, at least", "users")),
     )
     yield _figure(
         "How popular items are",
         f"items by their training interactions; median {description.popularity.quantiles['0.5']:,}",
-        plot(lambda axes: _draw_spread(axes, description.popularity, "training interactions of an item", "items")),
+        plot(
+            lambda axes: _draw_spread(
+                axes, description.popularity, "training interactions of an item, at least", "items"
+            )
+        ),
     )
     yield _figure(
         "How concentrated popularity is",
@@ -141,8 +147,10 @@ def _figures(description: Description, plot: Callable[[Draw], str]) -> Iterable[
 
 
 def _draw_spread(axes: Any, spread: Spread, x_label: str, y_label: str) -> None:
+    """How many have at least so many: exact whatever the bins, and straight for a power law."""
     counts, frequencies = zip(*spread.histogram, strict=True)
-    axes.plot(counts, frequencies, "o", markersize=3, color=_COLOR, alpha=0.7, markeredgewidth=0)
+    at_least = list(accumulate(reversed(frequencies)))[::-1]
+    axes.plot(counts, at_least, "o-", markersize=2.5, linewidth=1, color=_COLOR, alpha=0.8, markeredgewidth=0)
     axes.set(xscale="log" if counts[0] > 0 else "symlog", yscale="log", xlabel=x_label, ylabel=y_label)
 
 
