@@ -24,7 +24,8 @@ body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; }
 p.where { margin: .25rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem;
+         margin-top: 1.5rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .85rem; }
