@@ -60,10 +60,15 @@ def train_epochs(
         on_epoch(record)
 
 
-def sum_gradients(
-    _: object,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch has no stub for what DDP insists on
-) -> torch.futures.Future[Tensor]:
+class GradientBucket(Protocol):
+    """What DDP gives to a communication hook."""
+
+    def buffer(self) -> Tensor:
+        """Returns the gradients as one flat tensor."""
+        ...
+
+
+def sum_gradients(bucket: GradientBucket) -> torch.futures.Future[Tensor]:
     """Adds a bucket's gradients over workers; DDP would average, but losses are divided by the global batch already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
