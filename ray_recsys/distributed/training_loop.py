@@ -26,6 +26,9 @@ from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
 
 
+_ONE_BUCKET_MB = 1 << 20
+
+
 class WorkerArgs(BaseModel):
     """What the driver tells its workers."""
 
@@ -74,10 +77,11 @@ def set_threads(recipe: Recipe, *, workers_on_node: int) -> None:
 
 
 def _data_parallel(module: nn.Module) -> nn.Module:
-    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    # One bucket: on CPU nothing overlaps with the backward pass, and each further one costs a round trip.
+    options = {"gradient_as_bucket_view": True, "bucket_cap_mb": _ONE_BUCKET_MB}
     wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
     if isinstance(wrapped, DistributedDataParallel):
-        wrapped.register_comm_hook(None, sum_gradients)
+        wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
     return wrapped
 
 
