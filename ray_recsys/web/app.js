@@ -2,19 +2,16 @@
 
 import { isSuperseded, request, stringify } from "./api.js";
 import { showBundle } from "./bundle.js";
+import { learnTitles, showHistory } from "./history.js";
 import { learnKind, parseId, parseItemIds } from "./ids.js";
-import { byId, element, nameOf, showItems, showProblem, showSkeleton, showTimings, topCategories } from "./render.js";
+import { byId, element, showItems, showProblem, showSkeleton, showTimings, topCategories } from "./render.js";
 import { makeItemSearch } from "./search.js";
 import { makeSimilarDrawer } from "./similar.js";
+import { describeSource, noteOn } from "./sources.js";
 
 const NUM_USERS_SHOWN = 14;
 const NUM_USERS_ASKED = 100;
 const NUM_SEEN = 50;
-const SOURCES = {
-  "two-stage": ["Two-stage", "Recalled by Faiss, reranked by NeuMF"],
-  "fold-in": ["Fold-in", "From the history alone, without training"],
-  popular: ["Popular", "What most people chose"],
-};
 
 /** mode: "user" | "history"; user: id or null; history: [{item_id, title?}] in order of entry. */
 const state = { mode: "user", user: null, history: [] };
@@ -76,14 +73,15 @@ async function recommend(seen = Promise.resolve()) {
 }
 
 function showAnswer(answer, body, roundTripMs) {
-  const [word, meaning] = SOURCES[answer.source] ?? [answer.source, ""];
+  const [word, meaning] = describeSource(answer.source);
   const list = byId("recommendations");
   showItems(list, answer.items, { onChoose: openSimilar, shared });
   byId("results-sub").textContent = `${describeWho()} · ${meaning}`;
   Object.assign(byId("source"), { textContent: word, title: meaning, hidden: false });
   byId("source").dataset.source = answer.source;
-  byId("results-note").hidden = answer.source !== "popular";
-  byId("results-note").textContent = `${describeWho()} has no history that this bundle knows. These are its most popular items.`;
+  const note = noteOn(answer, describeWho());
+  byId("results-note").hidden = note === "";
+  byId("results-note").textContent = note;
   byId("results-empty").hidden = answer.items.length > 0;
   byId("results-empty-text").textContent = "Nothing is left to recommend under these settings.";
   byId("timings").hidden = false;
@@ -129,7 +127,7 @@ function asCurl(body) {
 async function showSeen() {
   const empty = byId("seen-empty");
   const list = byId("seen");
-  if (state.mode === "history") return fillSeen(state.history, "What was entered", "The history that you enter appears here.");
+  if (state.mode === "history") return showEntered(state.history);
   if (state.user === null) return fillSeen([], "", "Nobody is chosen yet.");
   showSkeleton(list, 6);
   empty.hidden = true;
@@ -143,6 +141,13 @@ async function showSeen() {
     if (isSuperseded(error)) return;
     fillSeen([], "", error.status === 404 ? "Nothing is known of this user." : `${error.title}. ${error.detail}`);
   }
+}
+
+async function showEntered(items) {
+  await learnTitles(items);
+  if (state.mode !== "history" || state.history !== items) return; // it changed meanwhile
+  showHistory(items, removeFromHistory);
+  fillSeen(items, "What was entered", "The history that you enter appears here.");
 }
 
 function fillSeen(items, sub, emptyText) {
@@ -173,19 +178,7 @@ function showControls() {
   for (const button of byId("users").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.textContent === String(state.user)));
   }
-  byId("history").replaceChildren(...state.history.map(historyEntry));
-  byId("history-empty").hidden = state.history.length > 0;
-  byId("clear-history").hidden = state.history.length === 0;
-}
-
-function historyEntry(item) {
-  const onclick = () => {
-    setHistory(state.history.filter((kept) => kept !== item));
-    byId("tab-history").focus();
-  };
-  const remove = element("button", { type: "button", onclick }, "×");
-  remove.setAttribute("aria-label", `Remove ${nameOf(item)}`);
-  return element("li", {}, element("span", { title: nameOf(item) }, nameOf(item)), remove);
+  showHistory(state.history, removeFromHistory);
 }
 
 /** Writes the state into the address, which is what makes it shareable, and shows it. */
@@ -213,7 +206,18 @@ function readAddress() {
   return true;
 }
 
+/** Shows what the address names; a bare address shows the first user, so that there is something to see. */
+function openAddress() {
+  if (!readAddress()) Object.assign(state, { mode: "user", user: knownUsers[0] ?? null });
+  refresh();
+}
+
 const setHistory = (items) => go({ mode: "history", history: items });
+
+function removeFromHistory(item) {
+  setHistory(state.history.filter((kept) => kept !== item));
+  byId("tab-history").focus(); // the button that had it is gone
+}
 
 function addToHistory(items) {
   const known = new Set(state.history.map((item) => String(item.item_id)));
@@ -282,14 +286,13 @@ function wire() {
     clearTimeout(timer);
     timer = setTimeout(recommend, 200);
   });
-  window.addEventListener("popstate", () => readAddress() && refresh());
+  window.addEventListener("popstate", openAddress);
 }
 
 async function start() {
   wire();
   await Promise.all([showBundle(), loadUsers(), learnItems()]);
-  if (!readAddress()) state.user = knownUsers[0] ?? null;
-  refresh();
+  openAddress();
 }
 
 start();

@@ -1,0 +1,200 @@
+"""The page in a real browser, over the real graph: what a person does, and what they see."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
+
+from ray_recsys.config import load_recipe
+from ray_recsys.core.registry import Registry
+from ray_recsys.distributed.serving.local import serve
+from tests.bundles import publish_bundle
+from tests.factories import make_prepared_set
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.ray,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium"),
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LAPTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("page")
+    publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
+    return home / "registry"
+
+
+@pytest.fixture(scope="module")
+def address(registry: Path, ray_session: None) -> Iterator[str]:  # noqa: ARG001  (a fixture cannot use usefixtures)
+    with serve(registry, load_recipe(overrides=["serve.port=0"])) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The page with its first answer shown; at the end, nothing may have gone wrong unseen."""
+    wrong: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # the browser itself logs every 4xx and 5xx; the page shows them to the person
+        if message.type in ("error", "warning") and "the server responded with a status of" not in message.text:
+            wrong.append(message.text)
+
+    page = browser.new_page(viewport=LAPTOP)
+    page.set_default_timeout(10_000)
+    page.on("console", note)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(address)
+    expect(recommended(page)).to_have_count(10)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def recommended(page: Page, within: str = "#recommendations") -> Locator:
+    return page.locator(f"{within} button")
+
+
+def choose_user(page: Page, user_id: str) -> None:
+    page.get_by_label("User id").fill(user_id)
+    page.get_by_role("button", name="Show", exact=True).click()
+
+
+def test_a_known_user(page: Page, registry: Path) -> None:
+    page.get_by_role("button", name="user-00003").click()
+    expect(page.locator("#results-sub")).to_contain_text("User user-00003")
+    expect(page.locator("#source")).to_have_text("Two-stage")
+    expect(recommended(page)).to_have_count(10)
+    expect(recommended(page).first).to_contain_text(re.compile(r"Title \d+"))
+    scores = [float(text.split()[-1]) for text in page.locator("#recommendations .score").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+
+    def ids(within: str) -> list[str | None]:
+        return [button.get_attribute("data-item-id") for button in recommended(page, within).all()]
+
+    assert len(ids("#seen")) >= 5
+    assert not set(ids("#seen")) & set(ids("#recommendations"))
+    expect(page.locator("#bundle-version")).to_have_text(Registry(registry).open().version)
+    expect(page.locator("#timing-legend")).to_contain_text(re.compile(r"recall\s*[\d.]+ ms\s*rerank\s*[\d.]+ ms"))
+    assert page.get_by_role("link", name="API docs").get_attribute("href") == "docs"
+
+
+def test_settings_are_asked_for_and_limits_are_shown(page: Page) -> None:
+    page.get_by_label("How many").fill("3")
+    expect(recommended(page)).to_have_count(3)
+    page.get_by_label("How many").fill("1000")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("1000")
+    expect(alert).to_contain_text("limit")
+    expect(alert).to_contain_text("100")
+    expect(page.get_by_label("How many")).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("How many").fill("4")
+    expect(recommended(page)).to_have_count(4)
+    expect(alert).to_have_count(0)
+
+
+def test_similar_items_and_from_there_a_new_user(page: Page) -> None:
+    title = page.locator("#recommendations .title").nth(1).inner_text()
+    recommended(page).nth(1).click()
+    drawer = page.get_by_role("dialog")
+    expect(drawer.get_by_role("heading")).to_have_text(title)
+    expect(recommended(page, "#similar-items")).to_have_count(12)
+    recommended(page, "#similar-items").first.click()
+    expect(drawer.get_by_role("heading")).not_to_have_text(title)
+    drawer.get_by_role("button", name="Back to the item before").click()
+    expect(drawer.get_by_role("heading")).to_have_text(title)
+    drawer.get_by_role("button", name="Add to a new user's history").click()
+    expect(drawer).to_be_hidden()
+    expect(page.locator("#source")).to_have_text("Fold-in")
+    expect(page.locator("#history li")).to_contain_text(title)
+
+
+def test_a_history_by_keyboard_and_by_paste(page: Page) -> None:
+    page.get_by_role("tab", name="New user").click()
+    expect(page.get_by_text("No recommendations yet")).to_be_visible()
+    search = page.get_by_role("combobox")
+    search.fill("title 1")
+    expect(page.get_by_role("option").nth(2)).to_be_visible()
+    search.press("ArrowDown")
+    chosen = page.get_by_role("option").nth(1)
+    expect(chosen).to_have_attribute("aria-selected", "true")
+    title = chosen.inner_text().splitlines()[0]
+    search.press("Enter")
+    expect(page.locator("#history li")).to_contain_text(title)
+    expect(page.locator("#source")).to_have_text("Fold-in")
+    page.get_by_text("Paste item ids").click()
+    page.get_by_label("Item ids").fill("item-0007, item-0008\nabsent")
+    page.get_by_role("button", name="Add them").click()
+    expect(page.locator("#history li")).to_contain_text(["Title", "Title", "Title", "absent"])
+    expect(page.locator("#results-note")).to_contain_text("1 of the history's items is unknown")
+    page.reload()  # the address holds the history
+    expect(page.locator("#history li")).to_contain_text(["Title", "Title", "Title", "absent"])
+    expect(recommended(page)).to_have_count(10)
+    page.get_by_role("button", name="Remove absent").click()
+    expect(page.locator("#history li")).to_have_count(3)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_text("No recommendations yet")).to_be_visible()
+
+
+def test_an_unknown_user_whose_id_looks_like_markup(page: Page) -> None:
+    choose_user(page, "<img src=x onerror=alert(1)>/%2F?#")
+    expect(page.locator("#source")).to_have_text("Popular")
+    expect(page.locator("#results-note")).to_contain_text("<img src=x onerror=alert(1)>/%2F?#: no history")
+    expect(page.locator("#seen-empty")).to_have_text("Nothing is known of this user.")
+    assert page.locator("main img").count() == 0
+    page.go_back()
+    expect(page.locator("#source")).to_have_text("Two-stage")
+
+
+def test_the_last_choice_wins_and_can_be_linked(page: Page, address: str) -> None:
+    for user in range(6):
+        page.get_by_role("button", name=f"user-0000{user}").click()
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#results-sub")).to_contain_text("user-00005")
+    expect(page).to_have_url(f"{address}/#user=user-00005")
+    page.goto(f"{address}/#user=user-00011")
+    expect(page.locator("#results-sub")).to_contain_text("user-00011")
+    expect(page.get_by_role("button", name="user-00011")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_server_that_is_gone_is_said_to_be(page: Page) -> None:
+    page.route("**/v1/recommend", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    choose_user(page, "user-00001")
+    expect(page.get_by_role("alert")).to_contain_text("The server answered 502")
+    page.unroute("**/v1/recommend")
+    page.get_by_role("button", name="Try again").click()
+    expect(recommended(page)).to_have_count(10)
+
+
+def test_a_phone_does_not_scroll_sideways(page: Page) -> None:
+    page.set_viewport_size(PHONE)
+    sideways = "document.documentElement.scrollWidth > innerWidth"
+    assert not page.evaluate(sideways)
+    recommended(page).first.click()
+    expect(recommended(page, "#similar-items")).to_have_count(12)
+    assert not page.evaluate(sideways)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
