@@ -1,0 +1,145 @@
+"""Whatever is sent, the API answers in JSON below 500, and a refusal says what is wrong (the app over local stages)."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommender import Query
+from ray_recsys.distributed.serving.api import Api, make_app
+from ray_recsys.distributed.serving.stages import Answer, LoadedRecommenders, run_both
+from tests.bundles import publish_bundle
+from tests.factories import make_prepared_set
+
+LIMITS = ServeRecipe(max_k=20, max_candidates=30, max_history=5)
+
+
+class InProcessStages:
+    def __init__(self, registry: Path) -> None:
+        self._recommenders = LoadedRecommenders(registry)
+
+    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
+        return run_both(self._recommenders.of(version), queries)
+
+    async def load(self, version: str) -> None:
+        self._recommenders.of(version)
+
+
+class Client:
+    """Sends requests to an app one at a time, always in the same event loop."""
+
+    def __init__(self, api: Api) -> None:
+        transport = httpx.ASGITransport(make_app(api), raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://app")
+        self._loop = asyncio.new_event_loop()
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        return self._loop.run_until_complete(self._client.request(method, url, **options))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._client.aclose())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    home = tmp_path_factory.mktemp("fuzz")
+    publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
+    client = Client(Api(home / "registry", InProcessStages(home / "registry"), LIMITS, max_calls=1))
+    yield client
+    client.close()
+
+
+def check(answer: httpx.Response) -> None:
+    assert answer.status_code < 500, answer.text
+    body = answer.json()
+    if answer.status_code >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert body["status"] == answer.status_code
+        assert body["title"]
+        assert body["detail"]
+        assert "Traceback" not in answer.text
+
+
+users = st.sampled_from(["user-00000", "user-00059", "nobody"])
+items = st.sampled_from(["item-0000", "item-0039", "nothing"])
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
+)
+counts = st.integers(-1, 40)
+plausible = st.fixed_dictionaries(
+    {},
+    optional={
+        "user_id": users | scalars,
+        "history": st.lists(items, max_size=6) | st.lists(scalars, max_size=3),
+        "k": counts | scalars,
+        "num_candidates": counts | scalars,
+        "exclude_seen": st.booleans() | scalars,
+        "exclude_items": st.lists(items | scalars, max_size=45),
+    },
+)
+
+
+@settings(max_examples=300)
+@given(body=plausible | anything)
+def test_any_json(client: Client, body: Any) -> None:
+    # json.dumps writes NaN and Infinity, which are no JSON: they too must be refused
+    answer = client.request(
+        "POST", "/v1/recommend", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    check(answer)
+    if answer.status_code == 200:
+        found = [item["item_id"] for item in answer.json()["items"]]
+        assert len(found) == len(set(found)) <= body.get("k", 10)
+        assert not set(found) & {item for item in body.get("exclude_items", []) if isinstance(item, str)}
+
+
+@settings(max_examples=100)
+@given(content=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_any_bytes(client: Client, content: bytes) -> None:
+    check(client.request("POST", "/v1/recommend", content=content))
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/v1/recommend/{}", "k"),
+        ("/v1/similar/{}", "k"),
+        ("/v1/users/{}/seen", "limit"),
+        ("/v1/items?query={}", "limit"),
+    ],
+)
+@settings(max_examples=60)
+@given(text=users | items | st.text(min_size=1, max_size=8), number=counts | scalars)
+def test_any_path_and_query(client: Client, path: str, parameter: str, text: str, number: Any) -> None:
+    if text.strip(".") == "" and "?" not in path:  # a client folds these away
+        return
+    url = path.format(quote(text, safe=""))
+    check(client.request("GET", f"{url}{'&' if '?' in url else '?'}{parameter}={quote(str(number), safe='')}"))
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"history": ' + "[" * 5_000, '{"k": ' + "9" * 5_000 + "}"])
+def test_deep_and_long_json(client: Client, body: str) -> None:
+    check(client.request("POST", "/v1/recommend", content=body))
+
+
+def test_body_without_end(client: Client) -> None:
+    answer = client.request("POST", "/v1/recommend", content=b" " * 10_000_000)
+    check(answer)
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_other_methods_and_paths(client: Client, method: str) -> None:
+    check(client.request(method, "/v1/recommend"))
+    check(client.request("GET", "/v1/absent"))
