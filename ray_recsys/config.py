@@ -194,15 +194,14 @@ class TuneRecipe(_Section):
     """Search space and schedule (ASHA)."""
 
     num_trials: PositiveInt = 8
-    max_concurrent_trials: PositiveInt = 1
+    max_concurrent_trials: PositiveInt = 2
+    """Each trial is one process of one CPU."""
     embedding_dim: tuple[PositiveInt, ...] = Field(default=(8, 16, 32, 64), min_length=1)
     learning_rate_min: float = Field(default=3e-4, gt=0)
     learning_rate_max: float = Field(default=1e-2, gt=0)
     grace_epochs: PositiveInt = 3
     """Epochs that every trial gets."""
     reduction_factor: int = Field(default=2, ge=2)
-    num_workers: PositiveInt = 1
-    """DDP workers of a trial."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

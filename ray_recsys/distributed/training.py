@@ -114,7 +114,7 @@ def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) 
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets=feed.datasets,
+        datasets=dict(feed.datasets),
         dataset_config=feed.data_config,
     )
     report(f"starting {train.num_workers} workers")
