@@ -6,9 +6,9 @@ import { byId, element } from "./render.js";
 /** Asks for the live bundle and shows its version, counts and metrics. */
 export async function showBundle() {
   try {
-    const { version, recipe: _recipe, data_fingerprint: _fingerprint, ...facts } = await request("bundle", "v1/bundle");
+    const { version, recipe: _recipe, data_fingerprint: _fingerprint, metrics, ...facts } = await request("bundle", "v1/bundle");
     byId("bundle-version").textContent = version;
-    const pairs = flatten(facts).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+    const pairs = flatten({ ...facts, ...metrics }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
     byId("bundle-facts").replaceChildren(...pairs);
     byId("bundle").hidden = false;
   } catch (error) {

@@ -13,9 +13,9 @@ export function element(tag, properties = {}, ...children) {
 /** Returns what to call an item: its title, else its id. */
 export const nameOf = (item) => item.title || String(item.item_id);
 
-/** Returns an item's categories; several are written `Drama|Romance`. */
+/** Returns an item's categories; several are written `Drama|Romance` or `Drama, Romance`. */
 export function categoriesOf(item) {
-  return String(item.category ?? "").split("|").map((name) => name.trim()).filter(Boolean);
+  return String(item.category ?? "").split(/\||, /).map((name) => name.trim()).filter(Boolean);
 }
 
 /** Returns the categories met most often, at most `count`, each at least twice. */
