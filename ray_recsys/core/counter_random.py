@@ -4,7 +4,8 @@ The mixer is splitmix64's finalizer. Everything works on whole arrays. Knows not
 
 Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014 (mixer, golden gamma);
     Black, Rogaway: Ciphers with arbitrary finite domains, CT-RSA 2002, sections 3 (cycle walking) and 5 (Feistel on
-    a x b; even number of rounds, so that the halves end on their own sides), here with additions instead of exclusive or, so that the halves need not be powers of two.
+    a x b; an even number of rounds ends with each half on its own side), here with additions instead of exclusive or,
+    so that the halves need not be powers of two.
 """
 
 import math
@@ -43,7 +44,7 @@ def derive_key(*parts: int) -> int:
 
 
 def derive_keys(keys: UInt64s | int, parts: npt.NDArray[Any]) -> UInt64s:
-    """Returns the key of (key, part), element by element: streams of their own for users, positions, …"""
+    """Returns the key of (key, part), element by element: streams of their own for users or positions."""
     # A factor that is not the gamma, since `random_bits` steps by the gamma: streams of neighbours must not overlap.
     return mix((parts.astype(np.uint64) * _MIX_2) ^ (np.asarray(keys, np.uint64) + GOLDEN_GAMMA))
 
@@ -72,7 +73,8 @@ def scale_to_each(bits: UInt64s, bounds: UInt64s) -> UInt64s:
     bound_high, bound_low = bounds >> _32, bounds & _LOW_32
     middle = high * bound_low + (low * bound_low >> _32)
     carry = (middle & _LOW_32) + low * bound_high
-    return high * bound_high + (middle >> _32) + (carry >> _32)
+    products: UInt64s = high * bound_high + (middle >> _32) + (carry >> _32)
+    return products
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ExcludedItems:
         """Returns false only where the item is surely not excluded; rows [B] and items [B, N], or broadcastable."""
         starts = self.offsets[rows]
         bits = _bit(items, starts, self.offsets[rows + 1] - starts)
-        octets = self.filter_bits[bits >> 3]
+        octets: npt.NDArray[np.uint8] = self.filter_bits[bits >> 3]
         octets >>= (bits & 7).astype(np.uint8)
         octets &= 1
         return octets.view(np.bool_)
@@ -71,7 +71,7 @@ class ExcludedItems:
     def contains(self, rows: npt.NDArray[Any], items: npt.NDArray[Any]) -> Bools:
         """Returns whether each item is excluded for its row; both [B]."""
         places = self._search(rows, items, shift=False)
-        found = places < self.offsets[rows + 1]
+        found: Bools = places < self.offsets[rows + 1]
         found[found] = self.items[places[found]] == items[found]
         return found
 
@@ -82,10 +82,13 @@ class ExcludedItems:
         return nth
 
     def _search(self, rows: npt.NDArray[Any], values: npt.NDArray[Any], *, shift: bool) -> Int64s:
-        """Bisects all rows at once; returns the first place whose item is >= value or, with `shift`, whose number of
-        allowed items below it is > value."""
+        """Returns the first place of each row whose item is >= value, or whose allowed items below are > value.
+
+        All rows are bisected at once; `shift` asks for the second.
+        """
         starts = self.offsets[rows]
-        low, high = starts.copy(), self.offsets[rows + 1]
+        low: Int64s = starts.copy()
+        high = self.offsets[rows + 1]
         last = max(len(self.items) - 1, 0)
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high) >> 1

@@ -25,9 +25,9 @@ _ATTEMPT_STRIDE = 1 << 32
 class NegativeSampler:
     """Draws `num_negatives` items per positive, with replacement, uniformly or by `popularity`.
 
-    A drawn item that its user has is drawn anew, up to 4 times in all; what is still rejected then is drawn directly from
-    the user's allowed items. Both ways give the same distribution, so a user who has all but m items costs no more than
-    any other and gets only those m.
+    A drawn item that its user has is drawn anew, up to 4 times in all; what is still rejected then is drawn directly
+    from the user's allowed items. Both ways give the same distribution, so a user who has all but m items costs no
+    more than any other and gets only those m.
     """
 
     num_items: int

@@ -1,7 +1,8 @@
 """A window of positives, from tables of whole histories, and the samples made of them.
 
 A sample is a positive with its weight, its rating or its negatives: a pure function of the histories, the recipe's feed
-and seed, and the epoch. Knows nothing of order, batches or processes. B positives, N negatives, U users, n positives here.
+and seed, and the epoch. Knows nothing of order, batches or processes.
+B positives, N negatives, U users, n positives here.
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Positives:
     user_idx: Int64s
     """Of each row, int64[U]."""
     starts: Int64s
-    """Place of each row's first training interaction here, int64[U]; below 0 where the piece begins inside a history."""
+    """Place of each row's first training interaction here, int64[U]; below 0 where a piece begins inside a history."""
     rows: Int32s
     """Row of each positive, int32[n]."""
     items: Int32s
