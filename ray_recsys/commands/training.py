@@ -1,7 +1,7 @@
 """Commands on models: train, tune, evaluate."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -63,10 +63,17 @@ def evaluate(
     invocation.answer(result, *evaluation_tables(result.model_dump(mode="json")))
 
 
-def evaluation_tables(result: dict[str, object]) -> list[Table]:
+def evaluation_tables(result: dict[str, Any]) -> list[Table]:
     """Returns what is said of an evaluation: its facts, and a metric per row with a column per model."""
-    nested = {name: value for name, value in result.items() if isinstance(value, dict)}
-    return [facts(**_scalars(result)), *[facts(name, **value) for name, value in nested.items()]]
+    models = result["models"]
+    labels = next(iter(models.values()))["metrics"]
+    rows = [
+        (label, *(f"{m['metrics'][label]:.4f} ±{m['standard_errors'][label]:.4f}" for m in models.values()))
+        for label in labels
+    ]
+    title = f"{result['protocol']} ranking of {result['split']}, ± standard error over users"
+    unknown = [facts("not in the model's data", **result["unknown"])] if result["unknown"] else []
+    return [facts(**_scalars(result)), *unknown, Table(("metric", *models), rows, title)]
 
 
 def _scalars(values: dict[str, object]) -> dict[str, object]:

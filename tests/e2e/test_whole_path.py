@@ -74,7 +74,7 @@ def test_http_equals_recommend_id_for_id(directory: Path, tmp_path: Path, capfd:
 def _offline_lists(output: Path) -> dict[int, list[int]]:
     lists: dict[int, list[int]] = {}
     for row in pq.read_table(output).to_pylist():
-        lists[row["user_id"]] = row["item_id"]
+        lists.setdefault(row["user_id"], []).append(row["item_id"])
     return lists
 
 
