@@ -63,8 +63,9 @@ def measure(engines: list[str], log: Path, work: Path, repeats: int) -> list[Mea
     for _ in range(repeats):
         for engine in engines:
             runs[engine].append(run_engine(engine, log, work))
-            seconds = runs[engine][-1][0]["seconds"]
-            click.echo(f"{engine:<8} {int(log.name):>13,} rows {seconds:8.1f} s", err=True)
+            result, sampler = runs[engine][-1]
+            peak = f"{sampler.peaks.total / 1e9:.2f} GB at peak"
+            click.echo(f"{engine:<8} {int(log.name):>13,} rows {result['seconds']:8.1f} s {peak}", err=True)
     rows = int(log.name)
     measurements = []
     for engine, results in runs.items():

@@ -62,10 +62,10 @@ def run_synthetic(log: Path, output: Path) -> dict[str, Any]:
 
 
 def _spilled_bytes() -> int:
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+    from ray._private.internal_api import get_memory_info_reply
+    from ray._private.state import state
 
-    reply = get_memory_info_reply(get_state_from_address())
-    return int(reply.store_stats.spilled_bytes_total)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
 
 
 ENGINES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {

@@ -1,0 +1,228 @@
+"""Latency and rate of the Serve graph beside a one-process app of the same kernel: `python -m benchmarks.serve_load`.
+
+Both serve one bundle of ML-1M's shape (6,040 users, 3,706 items, widths 64; 128-64-32; 200 candidates → 10) on loopback.
+The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. Clients are keep-alive
+connections in this process, each with one request under way; rounds of both alternate, and medians are compared.
+The weights are random: they cost what trained ones cost.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.serve_load_bundle import NUM_USERS, write_registry
+from ray_recsys.config import Recipe, ServeRecipe
+
+MAX_P50_RATIO = 5.0
+MIN_RATE_RATIO = 0.5
+START_TIMEOUT_S = 60.0
+WARM_UP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a number of clients saw in one round."""
+
+    latencies_ms: "np.ndarray[Any, np.dtype[np.float64]]"
+    seconds: float
+    num_errors: int
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return len(self.latencies_ms) / self.seconds
+
+
+class _Client(asyncio.Protocol):
+    """One keep-alive HTTP/1.1 connection without the cost of an HTTP library; answers carry a Content-Length."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._answer: asyncio.Future[int] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        if len(rest) >= length and self._answer is not None and not self._answer.done():
+            self._buffer = rest[length:]
+            self._answer.set_result(int(head[9:12]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("closed by the server"))
+
+    async def ask(self, request: bytes) -> int:
+        """Returns the status of the answer."""
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+
+def _request(user_id: int) -> bytes:
+    body = json.dumps({"user_id": user_id, "k": 10}).encode()
+    head = f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def _load(port: int, num_clients: int, seconds: float) -> Load:
+    requests = [_request(user_id) for user_id in np.random.default_rng(0).integers(0, NUM_USERS, 4096).tolist()]
+    latencies: list[float] = []
+    num_errors = 0
+    end_s = time.perf_counter() + seconds
+
+    async def work(number: int) -> None:
+        nonlocal num_errors
+        transport, client = await asyncio.get_running_loop().create_connection(_Client, "127.0.0.1", port)
+        place = number * 257
+        while (start_s := time.perf_counter()) < end_s:
+            try:
+                status = await asyncio.wait_for(client.ask(requests[place % len(requests)]), 30)
+            except OSError:
+                num_errors += 1
+                break
+            place += 1
+            if status == 200:
+                latencies.append((time.perf_counter() - start_s) * 1e3)
+            else:
+                num_errors += 1
+        transport.close()
+
+    begin_s = time.perf_counter()
+    await asyncio.gather(*(work(number) for number in range(num_clients)))
+    return Load(np.array(latencies), time.perf_counter() - begin_s, num_errors)
+
+
+def _measure(ports: dict[str, int], clients: tuple[int, ...], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    for port in ports.values():
+        asyncio.run(_load(port, max(clients), WARM_UP_S))
+    loads: dict[tuple[str, int], list[Load]] = {}
+    for _ in range(rounds):
+        for num_clients in clients:
+            for name, port in ports.items():
+                load = asyncio.run(_load(port, num_clients, seconds))
+                loads.setdefault((name, num_clients), []).append(load)
+    return [_row(name, num_clients, measured) for (name, num_clients), measured in loads.items()]
+
+
+def _row(name: str, num_clients: int, loads: list[Load]) -> dict[str, Any]:
+    p50, p99 = (np.median([np.percentile(load.latencies_ms, q) for load in loads]) for q in (50, 99))
+    return {
+        "app": name,
+        "clients": num_clients,
+        "rate_per_s": round(float(np.median([load.rate for load in loads])), 1),
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "errors": sum(load.num_errors for load in loads),
+        "requests": sum(len(load.latencies_ms) for load in loads),
+    }
+
+
+def _judge(rows: list[dict[str, Any]], graphs: tuple[str, ...]) -> dict[str, Any]:
+    by_key = {(row["app"], row["clients"]): row for row in rows}
+    ratios = {}
+    for name in graphs:
+        few, many = min(r["clients"] for r in rows), max(r["clients"] for r in rows)
+        ratios[name] = {
+            "p50_ratio": round(by_key[name, few]["p50_ms"] / by_key["bare", few]["p50_ms"], 2),
+            "rate_ratio": round(by_key[name, many]["rate_per_s"] / by_key["bare", many]["rate_per_s"], 2),
+            "errors": sum(row["errors"] for row in rows if row["app"] == name),
+        }
+    return ratios
+
+
+def _is_reached(ratios: dict[str, Any]) -> bool:
+    default = ratios["graph"]
+    return bool(
+        default["p50_ratio"] <= MAX_P50_RATIO and default["rate_ratio"] >= MIN_RATE_RATIO and not default["errors"]
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _start_bare(registry: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.serve_load_bare", str(registry), str(port)]
+    process = subprocess.Popen(command)
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return process, port
+    process.kill()
+    raise RuntimeError(f"the bare app did not answer within {START_TIMEOUT_S} s")
+
+
+def _run(rounds: int, seconds: float, *, fused: bool) -> list[dict[str, Any]]:
+    from ray_recsys.distributed.cluster import connect
+    from ray_recsys.distributed.serving.local import serve
+
+    with tempfile.TemporaryDirectory() as directory:
+        registry = write_registry(Path(directory))
+        bare, bare_port = _start_bare(registry)
+        recipe = Recipe(serve=ServeRecipe(port=0, fused=fused))
+        try:
+            with connect("local"), serve(registry, recipe) as address:
+                ports = {"bare": bare_port, "graph": int(address.rpartition(":")[2])}
+                return _measure(ports, (1, 16), rounds, seconds)
+        finally:
+            bare.terminate()
+            bare.wait(timeout=10)
+
+
+def _print_table(rows: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
+    columns = ("app", "clients", "rate_per_s", "p50_ms", "p99_ms", "errors", "requests")
+    for row in [dict(zip(columns, columns, strict=True)), *rows]:
+        click.echo("  ".join(f"{row[name]!s:>10}" for name in columns))
+    for name, values in ratios.items():
+        click.echo(
+            f"{name}: p50 at 1 client {values['p50_ratio']} x bare (at most {MAX_P50_RATIO}), "
+            f"rate at 16 clients {values['rate_ratio']} x bare (at least {MIN_RATE_RATIO}), {values['errors']} errors"
+        )
+
+
+@click.command()
+@click.option("--rounds", default=5, help="Rounds of each app and number of clients.")
+@click.option("--seconds", default=3.0, help="Length of a round.")
+@click.option("--fused/--apart", default=True, help="Both stages in one replica (the default), or each in its own.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
+def main(rounds: int, seconds: float, fused: bool, as_json: bool, check: bool) -> None:  # noqa: FBT001  (click's way)
+    rows = _run(rounds, seconds, fused=fused)
+    ratios = _judge(rows, ("graph",))
+    if as_json:
+        click.echo(json.dumps({"fused": fused, "rows": rows, "ratios": ratios, "reached": _is_reached(ratios)}))
+    else:
+        _print_table(rows, ratios)
+    if check and not _is_reached(ratios):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
