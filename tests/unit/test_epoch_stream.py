@@ -1,0 +1,141 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_recsys.config import FeedRecipe, Recipe, load_recipe
+from ray_recsys.core.epoch_plan import EpochPlan, Piece, Window
+from ray_recsys.core.epoch_stream import Batch, DrawnHere, EpochStream, WindowSamples
+from ray_recsys.core.histories import Interactions
+from ray_recsys.core.negatives import NegativeSampler
+from ray_recsys.core.positives import Positives
+from ray_recsys.core.prefetch import Prefetched
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.weights import positive_weights
+from ray_recsys.errors import ArtifactError
+from tests.factories import make_prepared_set
+
+
+def stream_of(prepared: PreparedSet, recipe: Recipe, rank: int = 0, world_size: int = 1) -> EpochStream:
+    sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
+
+    def read(piece: Piece) -> Positives:
+        table = pq.read_table(prepared.partition_path(piece.partition))
+        return Positives.from_table(table, piece, prepared.manifest.num_items, recipe)
+
+    def source(epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
+        for window in windows:
+            yield DrawnHere(Positives.concatenate([read(piece) for piece in window.pieces]), epoch, sampler)
+
+    sizes = [info.num_training for info in prepared.manifest.partitions]
+    return EpochStream(EpochPlan.make(sizes, recipe, rank=rank, world_size=world_size), source, recipe)
+
+
+def samples_of(batches: list[Batch]) -> list[tuple[int, ...]]:
+    """(user, positive, *negatives) of all samples, sorted."""
+    rows = [np.concatenate([b.user_idx[:, None], b.item_idx], axis=1) for b in batches]
+    return sorted(map(tuple, np.concatenate(rows).tolist()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("num_partitions", "window"), [(1, 10**6), (4, 150), (5, 1)])
+def test_every_interaction_comes_once_under_any_layout(
+    tmp_path: Path, world_size: int, num_partitions: int, window: int
+) -> None:
+    recipe = load_recipe(None, ["train.batch_size=50", f"feed.window_interactions={window}"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=num_partitions)
+    one = make_prepared_set(tmp_path / "one", num_partitions=1)
+    streams = [stream_of(prepared, recipe, rank, world_size) for rank in range(world_size)]
+    for epoch in (1, 2):
+        ranks = [list(stream.batches(epoch)) for stream in streams]
+        assert {len(batches) for batches in ranks} == {-(-prepared.manifest.num_training // 50)}
+        for step in zip(*ranks, strict=True):
+            assert {batch.global_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
+        whole = list(stream_of(one, load_recipe(None, ["train.batch_size=50"])).batches(epoch))
+        assert samples_of([b for batches in ranks for b in batches]) == samples_of(whole)
+    for stream in streams:
+        stream.close()
+
+
+def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
+    whole = list(stream_of(prepared, recipe).batches(3))
+    for first_step in (0, 1, 7, len(whole) - 1, len(whole)):
+        rest = list(stream_of(prepared, recipe).batches(3, first_step))
+        assert len(rest) == len(whole) - first_step
+        for batch, expected in zip(rest, whole[first_step:], strict=True):
+            np.testing.assert_array_equal(batch.user_idx, expected.user_idx)
+            np.testing.assert_array_equal(batch.item_idx, expected.item_idx)
+
+
+def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "data", num_users=300)
+    first, second = (
+        np.concatenate([b.user_idx for b in stream_of(prepared, Recipe()).batches(epoch)]) for epoch in (1, 2)
+    )
+    assert np.mean(first == second) < 0.05
+    assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.1
+
+
+def test_a_user_who_has_everything_weighs_nothing(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "data")
+    table = pa.table({"user_idx": [0, 1], "item_idx": pa.array([[2, 0, 1], [1]], pa.list_(pa.int32()))})
+    positives = Positives.from_table(table, Piece(0, 1, 4), 3, Recipe())
+    sampler = NegativeSampler(3, 4, 0)
+    samples = positives.samples(np.arange(3), 1, sampler)
+    assert positives.num_without_negatives == 2
+    assert samples.weight.tolist() == [0, 0, 1]
+    assert samples.item_idx[:2].tolist() == [[0] * 5, [1] * 5]
+    assert set(samples.item_idx[2, 1:].tolist()) <= {0, 2}
+    assert prepared.manifest.num_items == 40
+
+
+def test_held_out_items_are_excluded_on_request(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "data", num_items=16, num_partitions=1)
+    histories = prepared.read_partition(0)
+    held_out = np.stack([histories.validation.item_idx, histories.test.item_idx], axis=1)
+    for setting, is_free in (("true", True), ("false", False)):
+        batches = stream_of(prepared, load_recipe(None, [f"feed.exclude_held_out={setting}"])).batches(1)
+        hits = [(b.item_idx[:, 1:, None] == held_out[b.user_idx][:, None]).sum() for b in batches]
+        assert (sum(hits) == 0) == is_free
+
+
+def test_explicit_ratings_have_no_negatives() -> None:
+    lists = {"item_idx": pa.array([[2, 0], [1]], pa.list_(pa.int32()))}
+    table = pa.table({"user_idx": [4, 5], **lists, "rating": pa.array([[5.0, 1.0], [3.5]], pa.list_(pa.float32()))})
+    recipe = load_recipe(None, ["train.objective=explicit", "input.rating_column=rating"])
+    samples = Positives.from_table(table, Piece(0, 0, 3), 3, recipe).samples(np.arange(3), 1, NegativeSampler(3, 4, 0))
+    assert samples.item_idx.tolist() == [[2], [0], [1]]
+    assert samples.rating is not None
+    assert samples.rating.tolist() == [5.0, 1.0, 3.5]
+    with pytest.raises(ArtifactError, match="no ratings"):
+        Positives.from_table(table.drop_columns("rating"), Piece(0, 0, 3), 3, recipe)
+
+
+def test_weights_by_hand() -> None:
+    items, repetition = np.zeros(4, np.int32), np.array([1, 3, 1, 2], np.int32)
+    training = Interactions(np.array([0, 3, 3, 4]), items, repetition=repetition)
+    assert positive_weights(training, FeedRecipe()) is None
+    recency = positive_weights(training, FeedRecipe(recency_half_life=1))
+    np.testing.assert_allclose(recency, np.array([0.25, 0.5, 1, 1.75 / 3]) * 3 / 1.75, rtol=1e-6)
+    both = np.array([0.25, 0.5 * (1 + np.log(3)), 1])
+    found = positive_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
+    np.testing.assert_allclose(found, [*(both * 3 / both.sum()), 1], rtol=1e-6)
+    with pytest.raises(ArtifactError, match="deduplicate = 'count'"):
+        positive_weights(Interactions(training.offsets, items), FeedRecipe(weight_by_repetition=True))
+
+
+def test_prefetched_keeps_order_and_errors() -> None:
+    def source() -> Iterator[int]:
+        yield from range(1, 6)
+        raise ValueError("broken")
+
+    ahead = Prefetched(source(), 2)
+    assert [next(ahead) for _ in range(5)] == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
+    ahead.close()
