@@ -1,6 +1,7 @@
 """Latency and rate of the Serve graph beside a one-process app of the same kernel: `python -m benchmarks.serve_load`.
 
-Both serve one bundle of ML-1M's shape (6,040 users, 3,706 items, widths 64; 128-64-32; 200 candidates → 10) on loopback.
+Both serve one bundle of ML-1M's shape (6,040 users, 3,706 items, widths 64; 128-64-32; 200 candidates → 10)
+on loopback.
 The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. Clients are keep-alive
 connections in this process, each with one request under way; rounds of both alternate, and medians are compared.
 The weights are random: they cost what trained ones cost.
@@ -79,7 +80,8 @@ class _Client(asyncio.Protocol):
 
 def _request(user_id: int) -> bytes:
     body = json.dumps({"user_id": user_id, "k": 10}).encode()
-    head = f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -213,7 +215,7 @@ def _print_table(rows: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
 @click.option("--fused/--apart", default=True, help="Both stages in one replica (the default), or each in its own.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
-def main(rounds: int, seconds: float, fused: bool, as_json: bool, check: bool) -> None:  # noqa: FBT001  (click's way)
+def main(rounds: int, seconds: float, fused: bool, as_json: bool, check: bool) -> None:
     rows = _run(rounds, seconds, fused=fused)
     ratios = _judge(rows, ("graph",))
     if as_json:

@@ -25,7 +25,6 @@ from ray_recsys.core.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
 
-
 _ONE_BUCKET_MB = 1 << 20
 
 

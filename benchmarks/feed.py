@@ -1,0 +1,151 @@
+"""Samples/s and first-batch latency of the epoch stream alone, at 1 M users; a sample is one (user, item) pair.
+
+`worker` draws in as many processes as CPUs from histories that Ray Data streamed; `task` draws in Ray Data tasks. Each
+process runs its own rank of the same stream. `cold` is the first epoch, reading included; latencies are of the epoch after.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.core.histories import Histories, Interactions
+from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_partition, write_prepared_manifest
+from ray_recsys.distributed.cluster import connect
+from ray_recsys.distributed.feed import PartitionStream, stream_epochs
+from ray_recsys.distributed.feed_resources import FeedResources, check_resources
+from ray_recsys.errors import ClusterError
+
+TARGETS = {"worker": (10e6, 0.3), "task": (2e6, 2.0)}
+"""Samples/s per core, seconds to the first batch of an epoch."""
+MEAN_LENGTH = 10
+
+
+@click.command()
+@click.option("--users", "num_users", default=1_000_000, show_default=True)
+@click.option("--items", "num_items", default=100_000, show_default=True)
+@click.option("--epochs", "num_epochs", default=3, show_default=True, help="Timed epochs, after a first one.")
+@click.option("--full-cluster", is_flag=True, help="Also print how long a start on a full cluster takes to fail.")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
+def main(num_users: int, num_items: int, num_epochs: int, full_cluster: bool, as_json: bool, check: bool) -> None:
+    """Times the feed."""
+    cases: list[tuple[Literal["worker", "task"], int]] = [("worker", 1), ("worker", 2), ("task", 1)]
+    with tempfile.TemporaryDirectory() as directory, connect("local", num_cpus=4):
+        prepared = make_set(Path(directory) / "prepared", num_users, num_items)
+        rows = [time_case(prepared, placement, num_cpus, num_epochs) for placement, num_cpus in cases]
+        failure_s = time_full_cluster() if full_cluster else None
+    missed = [f"{row['placement']} on {row['cpus']}" for row in rows if not row["reached"]]
+    if as_json:
+        click.echo(json.dumps({"num_training": prepared.manifest.num_training, "rows": rows, "full_s": failure_s}))
+    else:
+        click.echo(
+            f"{num_users:,} users, {num_items:,} items, {prepared.manifest.num_training:,} positives, 4 negatives"
+        )
+        click.echo("placement  CPUs  M samples/s a core  first batch s  cold first batch s")
+        for row in rows:
+            rate, first_s, cold_s = row["samples_per_s_per_core"] / 1e6, row["first_batch_s"], row["cold_first_batch_s"]
+            click.echo(f"{row['placement']:<9}  {row['cpus']:>4}  {rate:>18.1f}  {first_s:>13.3f}  {cold_s:>18.2f}")
+        if failure_s is not None:
+            click.echo(f"a start on a full cluster fails after {failure_s:.2f} s")
+    if check and missed:
+        raise SystemExit(f"target missed: {', '.join(missed)}")
+
+
+def make_set(path: Path, num_users: int, num_items: int) -> PreparedSet:
+    """Writes a set of power-law users and items, without held-out interactions."""
+    rng = np.random.default_rng(0)
+    infos, digests, counts = [], {}, np.zeros(num_items, np.int64)
+    with atomic_directory(path) as staging:
+        for partition, users in enumerate(np.array_split(np.arange(num_users), 8)):
+            histories = _make_histories(rng, users, num_items)
+            counts += np.bincount(histories.training.item_idx, minlength=num_items)
+            info, digests[f"users/part-{partition:05d}.parquet"] = write_partition(
+                staging, partition, histories, pa.array(users.astype(str))
+            )
+            infos.append(info)
+        items = np.arange(num_items)
+        table = pa.table({"item_idx": items.astype(np.int32), "item_id": items.astype(str), "count": counts})
+        pq.write_table(table, staging / ITEMS)
+        total = sum(info.num_training for info in infos)
+        manifest = PreparedManifest(
+            created_at="", rows_in=total, rows_kept=total, rows_dropped={}, num_users=num_users, num_items=num_items,
+            num_training=total, num_validation=0, num_test=0, split={}, input_fingerprint="benchmark", recipe=Recipe(),
+            partitions=tuple(infos),
+        )  # fmt: skip
+        write_prepared_manifest(staging, manifest, digests)
+    return PreparedSet.open(path)
+
+
+def _make_histories(rng: np.random.Generator, users: Any, num_items: int) -> Histories:
+    lengths = np.minimum(rng.zipf(1.9, len(users)) + MEAN_LENGTH - 3, 1000)
+    rows = np.repeat(np.arange(len(users)), lengths)
+    pairs = np.unique(rows * num_items + (num_items * rng.random(len(rows)) ** 3).astype(np.int64))
+    offsets = np.searchsorted(pairs, np.arange(len(users) + 1) * num_items)
+    none = Interactions(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    return Histories(int(users[0]), Interactions(offsets, (pairs % num_items).astype(np.int32)), none, none)
+
+
+def time_case(
+    prepared: PreparedSet, placement: Literal["worker", "task"], num_cpus: int, num_epochs: int
+) -> dict[str, Any]:
+    """Runs `num_cpus` ranks beside each other (task: one rank, fed by one task at a time)."""
+    run = ray.remote(_run_rank).options(num_cpus=0.5)
+    ranks = ray.get([run.remote(str(prepared.path), placement, r, num_cpus, num_epochs) for r in range(num_cpus)])
+    rate = statistics.mean(rank["samples_per_s"] for rank in ranks)
+    first_s = max(rank["first_batch_s"] for rank in ranks)
+    target_rate, target_s = TARGETS[placement]
+    return {
+        "placement": placement,
+        "cpus": num_cpus,
+        "samples_per_s_per_core": rate,
+        "first_batch_s": first_s,
+        "cold_first_batch_s": max(rank["cold_first_batch_s"] for rank in ranks),
+        "reached": rate >= target_rate and first_s <= target_s,
+    }
+
+
+def _run_rank(path: str, placement: Literal["worker", "task"], rank: int, size: int, num_epochs: int) -> dict[str, Any]:
+    prepared = PreparedSet.open(Path(path))
+    recipe = load_recipe(None, [f"train.epochs={num_epochs + 1}", "train.batch_size=16384"])
+    num_users = {p: info.num_users for p, info in enumerate(prepared.manifest.partitions)}
+    stream = PartitionStream(prepared.path, num_users, FeedResources(placement, 0.5, 1))
+    epochs = stream_epochs(prepared, recipe, stream, rank=rank, world_size=size)
+    rates, firsts = [], []
+    for epoch in range(1, num_epochs + 2):
+        start_s, first_s, num_samples = time.perf_counter(), 0.0, 0
+        for batch in epochs.batches(epoch):
+            first_s = first_s or time.perf_counter() - start_s
+            num_samples += batch.item_idx.size
+        rates.append(num_samples / (time.perf_counter() - start_s))
+        firsts.append(first_s)
+    epochs.close()
+    return {
+        "samples_per_s": statistics.median(rates[1:]),
+        "first_batch_s": statistics.median(firsts[1:]),
+        "cold_first_batch_s": firsts[0],
+    }
+
+
+def time_full_cluster() -> float:
+    """Returns the seconds until a start fails whose trainers would hold every CPU."""
+    start_s = time.perf_counter()
+    try:
+        check_resources(load_recipe(None, ["train.cpus_per_worker=1"]), num_workers=4)
+    except ClusterError:
+        return time.perf_counter() - start_s
+    raise AssertionError("4 workers of 1 CPU leave Ray Data nothing on 4 CPUs")
+
+
+if __name__ == "__main__":
+    main()
