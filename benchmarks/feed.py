@@ -1,7 +1,8 @@
 """Samples/s and first-batch latency of the epoch stream alone, at 1 M users; a sample is one (user, item) pair.
 
 `worker` draws in as many processes as CPUs from histories that Ray Data streamed; `task` draws in Ray Data tasks. Each
-process runs its own rank of the same stream. `cold` is the first epoch, reading included; latencies are of the epoch after.
+process runs its own rank of the same stream. `cold` is the first epoch, reading included; the other latencies are of
+later epochs.
 """
 
 import json
@@ -38,7 +39,7 @@ MEAN_LENGTH = 10
 @click.option("--full-cluster", is_flag=True, help="Also print how long a start on a full cluster takes to fail.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
-def main(num_users: int, num_items: int, num_epochs: int, full_cluster: bool, as_json: bool, check: bool) -> None:
+def main(*, num_users: int, num_items: int, num_epochs: int, full_cluster: bool, as_json: bool, check: bool) -> None:
     """Times the feed."""
     cases: list[tuple[Literal["worker", "task"], int]] = [("worker", 1), ("worker", 2), ("task", 1)]
     with tempfile.TemporaryDirectory() as directory, connect("local", num_cpus=4):

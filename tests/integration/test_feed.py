@@ -2,7 +2,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_both_placements_give_the_same_bytes(prepared: PreparedSet, window_inter
     assert in_worker[0] != in_worker[1]
 
 
-def _count(config: dict[str, str]) -> list[int]:
+def _count(config: dict[Any, Any]) -> Any:
     prepared = PreparedSet.open(Path(config["data"]))
     recipe = recipe_of()
     context = ray.train.get_context()
@@ -68,10 +68,10 @@ def test_trainer_feeds_every_worker(prepared: PreparedSet) -> None:
         _count,
         train_loop_config={"data": str(prepared.path)},
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
-        datasets=feed.datasets,
+        datasets={**feed.datasets},
         dataset_config=feed.data_config,
     )
-    num_steps, *pairs = trainer.fit().return_value
+    num_steps, *pairs = getattr(trainer.fit(), "return_value")  # noqa: B009 - Ray's types lack it
     assert num_steps == -(-prepared.manifest.num_training // 64)
     histories = [prepared.read_partition(p) for p in range(5)]
     expected = np.concatenate([h.user_idx[h.training.rows()] * 1000 + h.training.item_idx for h in histories])
@@ -95,12 +95,11 @@ def test_too_large_a_request_fails_at_once() -> None:
 
 
 def test_full_cluster_fails_soon() -> None:
-    @ray.remote(num_cpus=3.5)
     class Hog:
         def ready(self) -> bool:
             return True
 
-    hog = Hog.remote()
+    hog: Any = ray.remote(num_cpus=3.5)(Hog).remote()
     assert ray.get(hog.ready.remote())
     start_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"need 1.5 CPUs .* has free 0.5: 1 missing"):
