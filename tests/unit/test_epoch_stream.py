@@ -122,7 +122,6 @@ def test_weights_by_hand() -> None:
     assert positive_weights(training, FeedRecipe()) is None
     recency = positive_weights(training, FeedRecipe(recency_half_life=1))
     assert recency is not None
-    assert recency is not None
     np.testing.assert_allclose(recency, np.array([0.25, 0.5, 1, 1.75 / 3]) * 3 / 1.75, rtol=1e-6)
     both = np.array([0.25, 0.5 * (1 + np.log(3)), 1])
     found = positive_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
