@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommender import Recommender
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.recommender import Recommender
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.requests import resolve, show_scored
 from ray_recsys.distributed.serving.schemas import RecommendRequest, RecommendResponse, Timings
 

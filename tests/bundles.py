@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from ray_recsys.config import ModelRecipe, Recipe
-from ray_recsys.core.bundle import build_bundle
 from ray_recsys.core.models.neumf import NeuMF
-from ray_recsys.core.neighbours import find_neighbours
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.bundle import build_bundle
+from ray_recsys.core.recommending.neighbours import find_neighbours
+from ray_recsys.core.recommending.registry import Registry
 
 MODEL_RECIPE = ModelRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.id_hash import hash_ids, mix
+from ray_recsys.core.preparing.id_hash import hash_ids, mix
 
 Row = tuple[str, str, int, float]  # user, item, second, rating
 Kept = tuple[str, int, float, int]  # item, second, rating, repetition

@@ -11,7 +11,7 @@ from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import InputError
 
 if TYPE_CHECKING:
-    from ray_recsys.core.describe import Description
+    from ray_recsys.core.inspecting.describe import Description
 
 
 @click.command()
@@ -91,11 +91,11 @@ def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
 
     Sizes, density, quantiles of activity and popularity, time range, dropped rows.
     """
-    from ray_recsys.core.describe import describe as run
+    from ray_recsys.core.inspecting.describe import describe as run
 
     description = run(data)
     if html is not None:
-        from ray_recsys.core.describe_html import write_html
+        from ray_recsys.core.inspecting.describe_html import write_html
 
         write_html(description, html)
         invocation.report(f"wrote {html}")

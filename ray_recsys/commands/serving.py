@@ -91,7 +91,7 @@ def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Pat
 
 def _live(path: Path) -> Path:
     """Returns the path of a registry's live bundle; any other path as it is."""
-    from ray_recsys.core.registry import CURRENT, Registry
+    from ray_recsys.core.recommending.registry import CURRENT, Registry
 
     registry = Registry(path)
     return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path

@@ -1,6 +1,6 @@
 """Audits a prepared set with a Ray Data task per partition; only findings and item counts come back.
 
-Does not know what the checks are: see `ray_recsys.core.audit` and its siblings.
+Does not know what the checks are: see `ray_recsys.core.inspecting.audit` and its siblings.
 """
 
 from pathlib import Path
@@ -12,11 +12,18 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from ray_recsys.core.audit import AuditReport, Finding, add_counts, audit_items, audit_manifest, merge_findings
-from ray_recsys.core.audit_partition import audit_partition, damaged_file
 from ray_recsys.core.histories import Int64s
-from ray_recsys.core.negatives import NegativeSampler
+from ray_recsys.core.inspecting.audit import (
+    AuditReport,
+    Finding,
+    add_counts,
+    audit_items,
+    audit_manifest,
+    merge_findings,
+)
+from ray_recsys.core.inspecting.audit_partition import audit_partition, damaged_file
 from ray_recsys.core.prepared import ITEMS, PreparedSet
+from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
 

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import atomic_directory
-from ray_recsys.core.bundle import Bundle
 from ray_recsys.core.id_files import IdFile, are_integers, check_ending
-from ray_recsys.core.pair_scores import PairScorer
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.pair_scores import PairScorer
 from ray_recsys.core.table_file import ENDINGS, write_table_file
 from ray_recsys.distributed.batch_tasks import RecommendTask
 from ray_recsys.distributed.tasks import run_tasks

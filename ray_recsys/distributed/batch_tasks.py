@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from ray_recsys.core.bundle import Bundle
-from ray_recsys.core.recommendation_table import RecommendationTable
-from ray_recsys.core.recommender import Recommender
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.recommendation_table import RecommendationTable
+from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.core.vocabulary import Lookup
 
 

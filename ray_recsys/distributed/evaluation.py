@@ -13,11 +13,11 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.candidate_lists import CandidateLists
-from ray_recsys.core.evaluation import Split, protocol_label
-from ray_recsys.core.metrics import MetricSums
+from ray_recsys.core.evaluating.candidate_lists import CandidateLists
+from ray_recsys.core.evaluating.evaluation import Split, protocol_label
+from ray_recsys.core.evaluating.metrics import MetricSums
+from ray_recsys.core.learning.trained_model import TrainedModel
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.trained_model import TrainedModel
 from ray_recsys.distributed.evaluation_work import GivenLists, SplitUsers, Work, run_work
 from ray_recsys.errors import EmptyDataError
 from ray_recsys.progress import Reporter, silent

@@ -14,15 +14,15 @@ import ray
 import torch
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.baselines import Popularity, Random
-from ray_recsys.core.candidate_lists import CandidateLists
-from ray_recsys.core.evaluation import Split, evaluate_users
+from ray_recsys.core.evaluating.baselines import Popularity, Random
+from ray_recsys.core.evaluating.candidate_lists import CandidateLists
+from ray_recsys.core.evaluating.evaluation import Split, evaluate_users
+from ray_recsys.core.evaluating.metrics import MetricSums
+from ray_recsys.core.evaluating.scorer import Scorer
 from ray_recsys.core.histories import Histories
-from ray_recsys.core.metrics import MetricSums
+from ray_recsys.core.learning.trained_model import TrainedModel
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.scorer import Scorer
-from ray_recsys.core.trained_model import TrainedModel
 from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.progress import Reporter
 

@@ -21,12 +21,12 @@ import ray.data
 import ray.train
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.epoch_plan import EpochPlan, Piece, Window
-from ray_recsys.core.epoch_stream import DrawnHere, EpochStream, WindowSamples
-from ray_recsys.core.negatives import NegativeSampler
-from ray_recsys.core.positives import Positives, Samples, needed_columns
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.samples_table import samples_from_table, samples_to_table
+from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
+from ray_recsys.core.sampling.epoch_stream import DrawnHere, EpochStream, WindowSamples
+from ray_recsys.core.sampling.negatives import NegativeSampler
+from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
+from ray_recsys.core.sampling.samples_table import samples_from_table, samples_to_table
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 
 _DATASET = "train"

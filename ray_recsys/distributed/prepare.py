@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import MANIFEST, atomic_directory
-from ray_recsys.core.drops import DropLog
-from ray_recsys.core.fingerprint import describe_difference, fingerprint
 from ray_recsys.core.histories import Int64s
-from ray_recsys.core.id_hash import NUM_BUCKETS, partition_bounds
-from ray_recsys.core.item_codes import merge_items, vocabulary_order
-from ray_recsys.core.log_files import list_log_files
-from ray_recsys.core.log_reader import LogChunk, plan_chunks
-from ray_recsys.core.partition_steps import PartitionPlan
-from ray_recsys.core.prepare_summary import build_manifest, check_left
 from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_prepared_manifest
-from ray_recsys.core.side_items import join_side_items, read_side_items
+from ray_recsys.core.preparing.drops import DropLog
+from ray_recsys.core.preparing.fingerprint import describe_difference, fingerprint
+from ray_recsys.core.preparing.id_hash import NUM_BUCKETS, partition_bounds
+from ray_recsys.core.preparing.item_codes import merge_items, vocabulary_order
+from ray_recsys.core.preparing.log_files import list_log_files
+from ray_recsys.core.preparing.log_reader import LogChunk, plan_chunks
+from ray_recsys.core.preparing.partition_steps import PartitionPlan
+from ray_recsys.core.preparing.prepare_summary import build_manifest, check_left
+from ray_recsys.core.preparing.side_items import join_side_items, read_side_items
 from ray_recsys.distributed.prepare_passes import find_cuts, settle_rows, stage_log, write_partitions
 from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter, silent

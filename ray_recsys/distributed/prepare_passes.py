@@ -11,16 +11,23 @@ from pathlib import Path
 import numpy as np
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.drops import DropLog
 from ray_recsys.core.histories import Int64s
-from ray_recsys.core.interactions import IdKind, merge_kinds
-from ray_recsys.core.log_reader import LogChunk
-from ray_recsys.core.partition_steps import PartitionPlan, StepReport, filter_step, gather, label_step, sum_item_counts
-from ray_recsys.core.partition_writer import FinalIndices, WriteReport, write_users
-from ray_recsys.core.prepare_summary import SettledRows
-from ray_recsys.core.scatter import ChunkReport, scatter_chunk
-from ray_recsys.core.splits import count_block_times, cuts_from_fractions
-from ray_recsys.core.timestamps import MICROSECONDS
+from ray_recsys.core.preparing.drops import DropLog
+from ray_recsys.core.preparing.interactions import IdKind, merge_kinds
+from ray_recsys.core.preparing.log_reader import LogChunk
+from ray_recsys.core.preparing.partition_steps import (
+    PartitionPlan,
+    StepReport,
+    filter_step,
+    gather,
+    label_step,
+    sum_item_counts,
+)
+from ray_recsys.core.preparing.partition_writer import FinalIndices, WriteReport, write_users
+from ray_recsys.core.preparing.prepare_summary import SettledRows
+from ray_recsys.core.preparing.scatter import ChunkReport, scatter_chunk
+from ray_recsys.core.preparing.splits import count_block_times, cuts_from_fractions
+from ray_recsys.core.preparing.timestamps import MICROSECONDS
 from ray_recsys.distributed.tasks import run_tasks
 
 

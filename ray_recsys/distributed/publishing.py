@@ -11,13 +11,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.bundle import build_bundle
 from ray_recsys.core.histories import Float32s
+from ray_recsys.core.learning.run import Run
 from ray_recsys.core.models.neumf import NeuMF
-from ray_recsys.core.neighbours import Neighbours, block_bounds, block_neighbours, join_blocks, unit_rows
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.registry import Registry
-from ray_recsys.core.run import Run
+from ray_recsys.core.recommending.bundle import build_bundle
+from ray_recsys.core.recommending.neighbours import Neighbours, block_bounds, block_neighbours, join_blocks, unit_rows
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter, silent
 

@@ -15,11 +15,11 @@ import ray.train.torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.learning.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.learning.resume import begin_run, can_resume
+from ray_recsys.core.learning.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
 from ray_recsys.core.models.model_files import SHAPE, WEIGHTS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.resume import begin_run, can_resume
-from ray_recsys.core.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
 from ray_recsys.distributed.feed import make_feed
 from ray_recsys.distributed.training_loop import WorkerArgs, train_worker
 from ray_recsys.distributed.training_progress import watching

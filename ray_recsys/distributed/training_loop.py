@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.checkpoint import load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.epochs import sum_gradients, train_epochs
-from ray_recsys.core.learner import EpochRecord, Learner
+from ray_recsys.core.learning.checkpoint import load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.learning.epochs import sum_gradients, train_epochs
+from ray_recsys.core.learning.learner import EpochRecord, Learner
+from ray_recsys.core.learning.run import CURVES
+from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.run import CURVES
-from ray_recsys.core.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
 

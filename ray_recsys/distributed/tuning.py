@@ -19,11 +19,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_recsys.config import Recipe, dump_recipe
-from ray_recsys.core.epochs import train_epochs
-from ray_recsys.core.learner import METRIC, Learner
-from ray_recsys.core.local_feed import local_feed
+from ray_recsys.core.learning.epochs import train_epochs
+from ray_recsys.core.learning.learner import METRIC, Learner
+from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.validation import Validation
+from ray_recsys.core.sampling.local_feed import local_feed
 from ray_recsys.distributed.training_loop import set_threads
 from ray_recsys.errors import ArtifactError, DataError, StageError
 from ray_recsys.progress import Reporter, silent

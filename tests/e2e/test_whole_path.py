@@ -12,7 +12,7 @@ import pytest
 
 from ray_recsys.cli import main
 from ray_recsys.config import load_recipe
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.local import serve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

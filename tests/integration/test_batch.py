@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.bundle import Bundle
-from ray_recsys.core.recommender import Query, Recommender
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.distributed.batch import recommend, score
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
 from tests.bundles import make_bundle

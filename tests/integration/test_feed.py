@@ -11,8 +11,8 @@ import ray.train
 import ray.train.torch
 
 from ray_recsys.config import Recipe, load_recipe
-from ray_recsys.core.epoch_stream import Batch
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.distributed.feed import PartitionConfig, PartitionStream, make_feed, stream_epochs, worker_feed
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.errors import ClusterError

@@ -35,7 +35,7 @@ def file_bytes(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", ["leave_one_out", "global_time"])
 def test_bytes_do_not_depend_on_files_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr("ray_recsys.core.log_reader.BLOCK_ROWS", 2_000)  # chunks are planned on the driver
+    monkeypatch.setattr("ray_recsys.core.preparing.log_reader.BLOCK_ROWS", 2_000)  # chunks are planned on the driver
     rules = {"min_interactions_per_user": 3, "min_interactions_per_item": 3, "filter": "k_core"}
     recipe = parse_recipe({"prepare": rules, "split": {"method": method}}, "test")
     results = []

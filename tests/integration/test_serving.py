@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ray_recsys.config import Recipe, ServeRecipe
-from ray_recsys.core.recommender import Query, Recommender
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.recommender import Query, Recommender
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import ClusterError, RegistryError
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set

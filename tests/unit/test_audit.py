@@ -10,12 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.audit import MAX_EXAMPLES, Finding, add_counts, audit_items, audit_manifest, find, merge_findings
-from ray_recsys.core.audit_histories import AuditedUsers, audit_negatives
-from ray_recsys.core.audit_partition import PartitionAudit, audit_partition
 from ray_recsys.core.histories import Histories, Int64s, Interactions
-from ray_recsys.core.negatives import NegativeSampler
+from ray_recsys.core.inspecting.audit import (
+    MAX_EXAMPLES,
+    Finding,
+    add_counts,
+    audit_items,
+    audit_manifest,
+    find,
+    merge_findings,
+)
+from ray_recsys.core.inspecting.audit_histories import AuditedUsers, audit_negatives
+from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_partition
 from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
+from ray_recsys.core.sampling.negatives import NegativeSampler
 from tests.factories import make_prepared_set
 
 PARTITION = 1

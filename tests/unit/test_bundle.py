@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_recsys.core.bundle import Bundle
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.registry import CURRENT, Registry
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.registry import CURRENT, Registry
 from ray_recsys.errors import ArtifactError, IntegrityError, RegistryError
 from tests.bundles import make_bundle, publish_bundle
 from tests.factories import make_prepared_set

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_recsys.core.describe import (
+from ray_recsys.core.histories import Interactions
+from ray_recsys.core.inspecting.describe import (
     DAY_S,
     MAX_CURVE_POINTS,
     Tally,
@@ -20,8 +21,7 @@ from ray_recsys.core.describe import (
     gini,
     spread_of,
 )
-from ray_recsys.core.describe_html import write_html
-from ray_recsys.core.histories import Interactions
+from ray_recsys.core.inspecting.describe_html import write_html
 from ray_recsys.errors import ArtifactError, InputError
 from tests.factories import make_prepared_set
 

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import FeedRecipe, Recipe, load_recipe
-from ray_recsys.core.epoch_plan import EpochPlan, Piece, Window
-from ray_recsys.core.epoch_stream import Batch, DrawnHere, EpochStream, WindowSamples
 from ray_recsys.core.histories import Interactions
-from ray_recsys.core.negatives import NegativeSampler
-from ray_recsys.core.positives import Positives
 from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.weights import positive_weights
+from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
+from ray_recsys.core.sampling.epoch_stream import Batch, DrawnHere, EpochStream, WindowSamples
+from ray_recsys.core.sampling.negatives import NegativeSampler
+from ray_recsys.core.sampling.positives import Positives
+from ray_recsys.core.sampling.weights import positive_weights
 from ray_recsys.errors import ArtifactError
 from tests.factories import make_prepared_set
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.baselines import Popularity, Random
-from ray_recsys.core.evaluation import Split, evaluate_users
-from ray_recsys.core.excluded import ExcludedItems
+from ray_recsys.core.evaluating.baselines import Popularity, Random
+from ray_recsys.core.evaluating.evaluation import Split, evaluate_users
+from ray_recsys.core.evaluating.metrics import MetricSums
+from ray_recsys.core.evaluating.ranking import TieOrder, ranks_of
+from ray_recsys.core.evaluating.unseen_items import draw_unseen
 from ray_recsys.core.histories import Float32s, Histories, Int64s, Interactions
-from ray_recsys.core.metrics import MetricSums
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.ranking import TieOrder, ranks_of
-from ray_recsys.core.unseen_items import draw_unseen
+from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.errors import StageError
 from tests.factories import make_prepared_set
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommender import Query
+from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.api import Api, make_app
 from ray_recsys.distributed.serving.stages import Answer, LoadedRecommenders, run_both
 from tests.bundles import publish_bundle

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ray_recsys.config import Recipe, parse_recipe
-from ray_recsys.core.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.epochs import train_epochs
-from ray_recsys.core.learner import EpochRecord, Learner
+from ray_recsys.core.learning.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.learning.epochs import train_epochs
+from ray_recsys.core.learning.learner import EpochRecord, Learner
+from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.models.model_files import load_model
-from ray_recsys.core.validation import Validation
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
 from tests.factories import make_prepared_set
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> N
 def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(recipe(), USERS, ITEMS)
     learner.finish_epoch(record(1, None))
-    monkeypatch.setattr("ray_recsys.core.checkpoint.SCHEMA_VERSION", 99)
+    monkeypatch.setattr("ray_recsys.core.learning.checkpoint.SCHEMA_VERSION", 99)
     save_checkpoint(learner, tmp_path)
     monkeypatch.undo()
     with pytest.raises(SchemaVersionError, match="99"):

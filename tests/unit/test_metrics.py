@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_recsys.core.metrics import MetricSums, RankedLists, hit, metric_labels, ndcg, recall, reciprocal_rank
+from ray_recsys.core.evaluating.metrics import (
+    MetricSums,
+    RankedLists,
+    hit,
+    metric_labels,
+    ndcg,
+    recall,
+    reciprocal_rank,
+)
 
 # One list with held-out items at ranks 2 and 7, one with a single one at rank 1, one at rank 11.
 LISTS = RankedLists(np.array([7, 2, 1, 11]), np.array([0, 0, 1, 2]), np.array([0, 1, 2]))

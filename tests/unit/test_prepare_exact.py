@@ -138,8 +138,8 @@ def test_bytes_do_not_depend_on_order_files_or_blocks(
             prepare([str(write_log(a.with_suffix(".log"), rows, 1, 1000))], a, recipe)
         except DataError:
             return
-        patch.setattr("ray_recsys.core.log_reader.BLOCK_ROWS", row_group_size)
-        patch.setattr("ray_recsys.core.item_codes._MERGED_AT_ONCE", 4)
+        patch.setattr("ray_recsys.core.preparing.log_reader.BLOCK_ROWS", row_group_size)
+        patch.setattr("ray_recsys.core.preparing.item_codes._MERGED_AT_ONCE", 4)
         prepare([str(write_log(b.with_suffix(".log"), shuffled, num_files, row_group_size))], b, recipe)
         assert file_bytes(a) == file_bytes(b)
 

@@ -85,7 +85,7 @@ def test_chunks_and_folders_lose_no_line(tmp_path: Path, monkeypatch: pytest.Mon
     whole = prepare([str(folder)], tmp_path / "whole", Recipe())
     assert whole.rows_in == len(ROWS) + 2
     for block_bytes in (1, 7, 30, 64, 1000):
-        monkeypatch.setattr("ray_recsys.core.log_reader.LINE_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr("ray_recsys.core.preparing.log_reader.LINE_BLOCK_BYTES", block_bytes)
         cut = prepare([str(folder)], tmp_path / f"cut-{block_bytes}", Recipe())
         assert cut.rows_in == whole.rows_in
         assert content(tmp_path / f"cut-{block_bytes}") == content(tmp_path / "whole")

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
-from ray_recsys.core.neighbours import find_neighbours
-from ray_recsys.core.recall import Recall
-from ray_recsys.core.recommender import Query, Recommender
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.neighbours import find_neighbours
+from ray_recsys.core.recommending.recall import Recall
+from ray_recsys.core.recommending.recommender import Query, Recommender
+from ray_recsys.core.recommending.registry import Registry
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 

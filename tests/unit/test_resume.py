@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ray_recsys.config import Recipe, parse_recipe
-from ray_recsys.core.resume import begin_run, can_resume
-from ray_recsys.core.run import RunStart
+from ray_recsys.core.learning.resume import begin_run, can_resume
+from ray_recsys.core.learning.run import RunStart
 from ray_recsys.errors import ArtifactError
 from tests.unit.test_run import make_run
 

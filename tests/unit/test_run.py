@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.core.learning.run import BEST, LAST, Run, RunStart, finish_run, start_run
 from ray_recsys.core.models.model_files import load_model, save_model
-from ray_recsys.core.run import BEST, LAST, Run, RunStart, finish_run, start_run
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
 from tests.unit.test_neumf import ITEMS, USERS, make
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from ray_recsys.config import Recipe, ServeRecipe, load_recipe
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.ingress import Ingress
 from ray_recsys.distributed.serving.recall import RecallStage
 from ray_recsys.distributed.serving.rerank import RerankStage

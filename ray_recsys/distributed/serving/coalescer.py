@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from ray_recsys.core.recommender import Query
+from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.problems import overloaded
 from ray_recsys.distributed.serving.stages import Answer, Stages
 

@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommender import Query
+from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.api import Api, make_app
 from ray_recsys.distributed.serving.problems import overloaded, unavailable
 from ray_recsys.distributed.serving.stages import Answer

@@ -8,8 +8,8 @@ import asyncio
 import logging
 from pathlib import Path
 
-from ray_recsys.core.bundle import Bundle
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.stages import Stages
 from ray_recsys.errors import InputError
 

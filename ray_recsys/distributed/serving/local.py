@@ -15,7 +15,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent

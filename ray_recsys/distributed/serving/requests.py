@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.bundle import Bundle
 from ray_recsys.core.histories import Float32s, Int32s
-from ray_recsys.core.recommender import Query
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.problems import invalid_value
 from ray_recsys.distributed.serving.schemas import ExternalId, Item, RecommendRequest, ScoredItem
 

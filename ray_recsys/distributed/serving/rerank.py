@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ray_recsys.core.recommender import Query
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.stages import (
     Answer,
     LoadedRecommenders,

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 
-from ray_recsys.core.recommender import Candidates, Query, Recommendations, Recommender
-from ray_recsys.core.registry import Registry
+from ray_recsys.core.recommending.recommender import Candidates, Query, Recommendations, Recommender
+from ray_recsys.core.recommending.registry import Registry
 
 NUM_LOADED = 2  # the live bundle, and the one before for requests under way
 

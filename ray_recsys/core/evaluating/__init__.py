@@ -1,0 +1,1 @@
+"""Metrics of scorers over users, and the baselines beside them."""

@@ -1,0 +1,1 @@
+"""What is in a prepared set, and what is wrong with it."""

@@ -1,0 +1,150 @@
+"""Checks of whole users: order, duplicates, leakage between training and held-out items, drawn negatives.
+
+Each check is vectorised over the users' interactions. Knows nothing of files. Shape letters: U users, n interactions,
+I items, N negatives.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_recsys.core.histories import Histories, Int64s, Interactions
+from ray_recsys.core.inspecting.audit import Finding, find, is_repeated_id
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedUsers:
+    """Histories of U users with what it takes to tell a place in them: their ids, and I."""
+
+    histories: Histories
+    user_ids: pa.Array
+    num_items: int
+
+    def parts(self) -> dict[str, Interactions]:
+        """Returns the interactions of each part, by its name."""
+        histories = self.histories
+        return {"training": histories.training, "validation": histories.validation, "test": histories.test}
+
+    def name(self, row: int) -> str:
+        """Tells a user to a person."""
+        return f"user_idx {self.histories.first_user_idx + row} ({self.user_ids[row].as_py()!r})"
+
+    def keys(self, part: Interactions) -> Int64s:
+        """Returns each interaction's (user, item) pair as one integer, int64[n]."""
+        keys: Int64s = part.rows() * self.num_items + part.item_idx
+        return keys
+
+    def pairs(self, keys: Int64s) -> Callable[[int], str]:
+        """Returns what tells the i-th of some pairs to a person."""
+        return lambda i: f"{self.name(int(keys[i]) // self.num_items)}, item_idx {int(keys[i]) % self.num_items}"
+
+    def values(self, part: Interactions, values: npt.NDArray[Any], unit: str) -> Callable[[int], str]:
+        """Returns what tells a part's i-th interaction, by its user and a value, to a person."""
+        rows = part.rows()
+        return lambda i: f"{self.name(int(rows[i]))}: {unit} {values[i]}"
+
+
+def audit_histories(users: AuditedUsers) -> list[Finding]:
+    """Checks users whatever the split; with item indices out of range nothing else is looked at."""
+    unknown = [finding for name, part in users.parts().items() for finding in _unknown_items(users, name, part)]
+    if unknown:
+        return unknown
+    keys = {name: np.sort(users.keys(part)) for name, part in users.parts().items()}
+    findings = []
+    for fitted, held_out in (("training", "validation"), ("training", "test"), ("validation", "test")):
+        leaked = np.unique(keys[held_out][is_in(keys[held_out], keys[fitted])])
+        findings += find(f"pairs of the {fitted} in the {held_out}", np.arange(len(leaked)), users.pairs(leaked))
+    for name, part in users.parts().items():
+        copies = keys[name][1:][keys[name][1:] == keys[name][:-1]]
+        findings += find(f"repeated pairs in the {name}", np.arange(len(copies)), users.pairs(copies))
+        findings += _steps_back(users, name, part)
+    num_training = users.histories.training.lengths
+    findings += find("users without training interactions", num_training == 0, users.name)
+    return findings + find("user ids that are null or occur again", is_repeated_id(users.user_ids), users.name)
+
+
+def audit_negatives(users: AuditedUsers, rows: Int64s, negatives: npt.NDArray[Any]) -> list[Finding]:
+    """Checks that no drawn negative is a training item of its user.
+
+    Args:
+        users: The users.
+        rows: Place of user of each positive, int64[n].
+        negatives: Items drawn for each positive, int[n, N].
+    """
+    drawn = (rows[:, None] * users.num_items + negatives).ravel()
+    hits = drawn[is_in(drawn, np.sort(users.keys(users.histories.training)))]
+    return find("negatives that hit a positive", np.arange(len(hits)), users.pairs(hits))
+
+
+def audit_leave_one_out(users: AuditedUsers) -> list[Finding]:
+    """Checks that at most one item is held out as each, and none that is earlier than those before it in the split."""
+    findings = []
+    latest = _latest(users.histories.training)
+    for name in ("validation", "test"):
+        part = users.parts()[name]
+        findings += find(f"users with more than one {name} item", part.lengths > 1, users.name)
+        if part.timestamp_s is None:
+            continue
+        fault = f"{name} items earlier than the user's last that is not held out for it"
+        findings += find(fault, part.timestamp_s < latest[part.rows()], users.values(part, part.timestamp_s, "second"))
+        latest = np.maximum(latest, _latest(part))
+    return findings
+
+
+def audit_global_time(users: AuditedUsers, validation_from_s: float, test_from_s: float) -> list[Finding]:
+    """Checks that each part lies in its own period; histories hold whole seconds, rounded down, cuts may be finer."""
+    periods = {
+        "training": (None, validation_from_s),
+        "validation": (validation_from_s, test_from_s),
+        "test": (test_from_s, None),
+    }
+    findings = []
+    for name, (start_s, end_s) in periods.items():
+        part = users.parts()[name]
+        if part.timestamp_s is None:
+            continue
+        place = users.values(part, part.timestamp_s, "second")
+        if start_s is not None:
+            is_early = part.timestamp_s < math.floor(start_s)
+            findings += find(f"{name} times before the cut at {start_s} s", is_early, place)
+        if end_s is not None:
+            findings += find(f"{name} times at or after the cut at {end_s} s", part.timestamp_s >= end_s, place)
+    return findings
+
+
+def is_in(keys: Int64s, sorted_keys: Int64s) -> npt.NDArray[np.bool_]:
+    """Returns which keys are among the sorted ones."""
+    if not len(sorted_keys):
+        return np.zeros(len(keys), np.bool_)
+    places = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    found: npt.NDArray[np.bool_] = sorted_keys[places] == keys
+    return found
+
+
+def _unknown_items(users: AuditedUsers, name: str, part: Interactions) -> list[Finding]:
+    is_unknown = (part.item_idx < 0) | (part.item_idx >= users.num_items)
+    fault = f"item indices of the {name} that the vocabulary does not have"
+    return find(fault, is_unknown, users.values(part, part.item_idx, "item_idx"))
+
+
+def _steps_back(users: AuditedUsers, name: str, part: Interactions) -> list[Finding]:
+    if part.timestamp_s is None:
+        return []
+    rows, times = part.rows(), part.timestamp_s
+    is_back = (times[1:] < times[:-1]) & (rows[1:] == rows[:-1])
+    place = users.values(part, times, "second")
+    return find(f"{name} histories out of order", is_back, lambda i: f"{place(i)} comes before {times[i + 1]}")
+
+
+def _latest(part: Interactions) -> Int64s:
+    """Returns each user's latest time, int64[U]; the smallest integer without interactions or times."""
+    times = np.full(part.num_users, np.iinfo(np.int64).min, np.int64)
+    has_any = part.lengths > 0
+    if part.timestamp_s is not None and has_any.any():
+        times[has_any] = np.maximum.reduceat(part.timestamp_s, part.offsets[:-1][has_any])
+    return times

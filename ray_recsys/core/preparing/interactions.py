@@ -1,0 +1,223 @@
+"""Rows of a log checked and typed: each good row becomes an interaction, each bad one is counted under one reason.
+
+The first reason that holds is the row's: null_user, null_item, the recipe's drop rules in their order, bad_timestamp,
+bad_rating. Knows nothing of files, other rows or other blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_recsys.config import DropRule, InputRecipe
+from ray_recsys.core.histories import Float32s, Int32s, Int64s
+from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog, Example
+from ray_recsys.core.preparing.timestamps import parse_times
+from ray_recsys.errors import DataError
+
+Bools = npt.NDArray[np.bool_]
+IdKind = Literal["integer", "text"]
+_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+
+
+@dataclass(frozen=True, slots=True)
+class IdColumn:
+    """Ids of rows: place in a dictionary of distinct ids, int32[n]; and what the ids are.
+
+    `text`, unless every id of the log is an integer (of a text file: in its plain decimal form).
+    """
+
+    codes: Int32s
+    dictionary: pa.Array
+    kind: IdKind
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """The good rows of a block, and the log of the others."""
+
+    users: IdColumn
+    items: IdColumn
+    time_us: Int64s | None
+    rating: Float32s | None
+    drops: DropLog
+
+
+def check_rows(table: pa.Table, recipe: InputRecipe, *, is_text_file: bool, place: str) -> CheckedRows:
+    """Returns the good rows of a block of a log.
+
+    Args:
+        table: The columns that the recipe names, one chunk each.
+        recipe: Names of columns, time unit, drop rules.
+        is_text_file: Whether values are the text of a file without types: an id of digits is then an integer.
+        place: Names the block in errors and examples.
+
+    Raises:
+        DataError: A column of a type that cannot be what the recipe says.
+    """
+    users = _id_values(_column(table, recipe.user_column), f"{place}, column {recipe.user_column!r}")
+    items = _id_values(_column(table, recipe.item_column), f"{place}, column {recipe.item_column!r}")
+    reasons = _Reasons(table.num_rows)
+    reasons.mark("null_user", _nulls(users))
+    reasons.mark("null_item", _nulls(items))
+    for rule in recipe.drop:
+        reasons.mark(rule.reason, _meets(_column(table, rule.column), rule))
+    time_us, rating = None, None
+    if recipe.timestamp_column is not None:
+        name = recipe.timestamp_column
+        time_us, is_time = parse_times(_column(table, name), recipe.timestamp_unit, f"{place}, column {name!r}")
+        reasons.mark("bad_timestamp", ~is_time)
+    if recipe.rating_column is not None:
+        name = recipe.rating_column
+        rating = _numbers(_column(table, name), f"{place}, column {name!r}").astype(np.float32)
+        reasons.mark("bad_rating", ~np.isfinite(rating))
+    drops = reasons.drop_log(table, place)
+    if drops.total:
+        kept = reasons.is_good()
+        users, items = users.filter(pa.array(kept)), items.filter(pa.array(kept))
+        time_us = None if time_us is None else time_us[kept]
+        rating = None if rating is None else rating[kept]
+    return CheckedRows(_encode(users, is_text_file), _encode(items, is_text_file), time_us, rating, drops)
+
+
+class _Reasons:
+    """The first reason that holds for each row."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._codes = np.zeros(num_rows, np.int16)
+        self._names = [""]
+
+    def mark(self, reason: str, holds: Bools) -> None:
+        if holds.any():
+            self._names.append(reason)
+            self._codes[holds & (self._codes == 0)] = len(self._names) - 1
+
+    def is_good(self) -> Bools:
+        return np.asarray(self._codes == 0)
+
+    def drop_log(self, table: pa.Table, place: str) -> DropLog:
+        drops = DropLog()
+        for code, name in enumerate(self._names[1:], start=1):
+            rows = np.flatnonzero(self._codes == code)
+            drops.add(name, len(rows), _examples(table, rows[:MAX_EXAMPLES], place))
+        return drops
+
+
+def _examples(table: pa.Table, rows: Int64s, place: str) -> list[Example]:
+    records = table.take(pa.array(rows)).to_pylist() if len(rows) else []
+    return [{**{k: _plain(v) for k, v in record.items()}, "place": place} for record in records]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)  # JSON has no NaN
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    column = table[name].combine_chunks()
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _id_values(column: pa.Array, place: str) -> pa.Array:
+    """Returns ids as int64, string or a dictionary of strings; NaN becomes null."""
+    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
+        is_encoded = pa.types.is_dictionary(column.type)
+        return column.cast(pa.dictionary(pa.int32(), pa.string()) if is_encoded else pa.string())
+    if pa.types.is_floating(dtype):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, dtype), column)  # how pandas writes a missing integer
+    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise DataError(f"{place}: ids of type {dtype} are not all 64-bit integers; write them as text") from None
+    raise DataError(f"{place}: ids must be integers or text, not {dtype}")
+
+
+def _nulls(column: pa.Array) -> Bools:
+    if column.null_count == 0:
+        return np.zeros(len(column), np.bool_)
+    return np.asarray(column.is_null().to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _encode(column: pa.Array, is_text_file: bool) -> IdColumn:
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes: Int32s = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    dictionary = encoded.dictionary
+    is_used = np.zeros(len(dictionary), np.bool_)
+    is_used[codes] = True
+    if not is_used.all():
+        places = np.cumsum(is_used, dtype=np.int32) - 1
+        codes, dictionary = places[codes], dictionary.filter(pa.array(is_used))
+    return IdColumn(codes, dictionary, _kind_of(dictionary, is_text_file))
+
+
+def _kind_of(ids: pa.Array, is_text_file: bool) -> IdKind:
+    if pa.types.is_integer(ids.type):
+        return "integer"
+    if is_text_file and pc.all(pc.match_substring_regex(ids, _CANONICAL_INTEGER)).as_py() is not False:
+        return "integer"
+    return "text"
+
+
+def merge_kinds(kinds: Sequence[IdKind]) -> IdKind:
+    """Returns what the ids of a whole log are, given its blocks': one text id makes all of them text."""
+    return "integer" if all(kind == "integer" for kind in kinds) else "text"
+
+
+def cast_ids(ids: pa.Array, kind: IdKind) -> pa.Array:
+    """Returns ids as int64 or string."""
+    return ids.cast(pa.int64() if kind == "integer" else pa.string())
+
+
+def _meets(column: pa.Array, rule: DropRule) -> Bools:
+    """Whether each value meets every condition of a rule."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.dictionary_encode()
+    if pa.types.is_dictionary(column.type):
+        distinct = np.append(_meets_values(column.dictionary, rule), rule.is_null)
+        codes = column.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)
+        return np.asarray(distinct[codes], np.bool_)
+    return _meets_values(column, rule)
+
+
+def _meets_values(column: pa.Array, rule: DropRule) -> Bools:
+    if rule.is_null:
+        return _nulls(column)
+    holds = ~_nulls(column)
+    for pattern, wanted in ((rule.matches, True), (rule.not_matches, False)):
+        if pattern is not None:
+            found = pc.match_substring_regex(column.cast(pa.string()), pattern).fill_null(not wanted)
+            holds &= np.asarray(found.to_numpy(zero_copy_only=False), np.bool_) == wanted
+    if rule.at_most is not None or rule.at_least is not None:
+        numbers = _numbers(column, f"column {rule.column!r}")
+        with np.errstate(invalid="ignore"):
+            holds &= numbers <= (np.inf if rule.at_most is None else rule.at_most)
+            holds &= numbers >= (-np.inf if rule.at_least is None else rule.at_least)
+    return holds
+
+
+def _numbers(column: pa.Array, place: str) -> npt.NDArray[np.float64]:
+    """Returns the numeric value of each row, NaN where there is none."""
+    if pa.types.is_dictionary(column.type):
+        distinct = np.append(_numbers(column.dictionary, place), np.nan)
+        codes = column.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)
+        return np.asarray(distinct[codes], np.float64)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            column = column.cast(pa.float64())
+        except pa.ArrowInvalid:
+            is_number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
+            texts = pc.utf8_trim_whitespace(column)
+            column = pc.if_else(is_number, texts, pa.scalar(None, column.type)).cast(pa.float64())
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        if pa.types.is_null(column.type) or pa.types.is_boolean(column.type):
+            column = column.cast(pa.int8())
+        else:
+            raise DataError(f"{place}: type {column.type} is no number")
+    return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False))

@@ -1,0 +1,1 @@
+"""The bundle, and recommendations made from it in two stages."""

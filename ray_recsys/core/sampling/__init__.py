@@ -1,0 +1,1 @@
+"""The epoch stream: positives with weights and negatives, in shuffled batches."""
