@@ -121,6 +121,14 @@ class SplitRecipe(_Section):
     test_from_s: int | None = None
     """global_time: first second of the test period; None: by test_fraction."""
 
+    @model_validator(mode="after")
+    def _leaves_training(self) -> Self:
+        if (held_out := self.validation_fraction + self.test_fraction) >= 1:
+            raise ValueError(
+                f"validation_fraction + test_fraction = {held_out:g} leaves nothing to train on; keep it < 1"
+            )
+        return self
+
 
 class ModelRecipe(_Section):
     """Shape of NeuMF (He et al. 2017)."""
@@ -273,8 +281,14 @@ class Recipe(_Section):
                 f"split.method = {self.split.method!r} needs times, but input.timestamp_column is not set; "
                 "without times only split.method = 'random_per_user' is possible"
             )
-        if self.train.objective == "explicit" and self.input.rating_column is None:
-            raise ValueError("train.objective = 'explicit' needs input.rating_column")
+        needs_ratings = {
+            "train.objective = 'explicit'": self.train.objective == "explicit",
+            "prepare.min_rating": self.prepare.min_rating is not None,
+            "prepare.deduplicate = 'highest_rating'": self.prepare.deduplicate == "highest_rating",
+        }
+        asked = [setting for setting, is_set in needs_ratings.items() if is_set]
+        if asked and self.input.rating_column is None:
+            raise ValueError(f"{', '.join(asked)}: needs input.rating_column")
         return self
 
 

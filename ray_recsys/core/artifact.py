@@ -13,11 +13,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
 
 MANIFEST = "manifest.json"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _refuse_existing(final: Path, overwrite: bool) -> None:
     if final.exists() and not overwrite:
-        raise ArtifactError(f"{final} exists already; give another directory, or --overwrite to replace it")
+        raise ArtifactError(f"{final} exists already; give another directory, or remove it first")
 
 
 def _replace_directory(staging: Path, final: Path) -> None:
@@ -138,7 +141,8 @@ def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[st
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf8"))
+        text = path.read_text(encoding="utf8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise ArtifactError(f"{directory} is not a {kind} directory: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
@@ -151,11 +155,28 @@ def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[st
             f"{path}: schema version {manifest.get('schema_version')!r}, but this ray_recsys reads "
             f"{schema_version}; make the {kind} again with this version"
         )
-    if manifest.pop("manifest_sha256", None) != _digest_json(manifest):
+    if manifest.pop("manifest_sha256", None) != _digest_json(manifest) or not text.endswith("\n"):
         raise IntegrityError(f"{path} was changed after it was written; make the {kind} again")
     for name, entry in manifest["files"].items():
         _check_size(directory / name, entry["bytes"], kind)
     return manifest
+
+
+def parse_manifest(model: type[Model], body: Mapping[str, Any], directory: Path) -> Model:
+    """Returns a manifest's content in its type.
+
+    Raises:
+        SchemaVersionError: It holds what this version does not know, e.g. a recipe key that has gone since.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise SchemaVersionError(
+            f"{directory / MANIFEST}: written by another version of ray_recsys ({key}: {first['msg']}); make it again "
+            "with this one"
+        ) from None
 
 
 def verify_file(directory: Path, name: str, entry: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import FileDigest, digest_file, read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact import FileDigest, digest_file, parse_manifest, read_manifest, verify_file, write_manifest
 from ray_recsys.core.histories import Histories, Int64s, to_table
 
 KIND = "prepared"
@@ -81,7 +81,7 @@ class PreparedSet:
         path = path.absolute()
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
         files = manifest.pop("files")
-        return cls(path, PreparedManifest.model_validate(manifest), files)
+        return cls(path, parse_manifest(PreparedManifest, manifest, path), files)
 
     def verify(self, name: str | None = None) -> None:
         """Checks the content of one file, or of all, against the manifest.

@@ -79,7 +79,7 @@ def test_process_killed_inside_leaves_nothing_readable(tmp_path: Path) -> None:
 
 def test_existing_artefact_is_kept_unless_overwritten(tmp_path: Path) -> None:
     path = make(tmp_path / "artefact")
-    with pytest.raises(ArtifactError, match=r"artefact exists already.*--overwrite"), atomic_directory(path):
+    with pytest.raises(ArtifactError, match=r"artefact exists already; give another directory"), atomic_directory(path):
         pass
     with atomic_directory(path, overwrite=True) as staging:
         write(staging, b"new")
@@ -134,6 +134,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no manifest": (lambda path: (path / MANIFEST).unlink(), ArtifactError, r"artefact is not a bundle directory"),
     "cut manifest": (_write(MANIFEST, b'{"kind": "bun'), IntegrityError, r"manifest\.json cannot be read"),
     "binary manifest": (_write(MANIFEST, b"\xff\xfe\x00"), IntegrityError, r"manifest\.json cannot be read"),
+    "manifest short of a byte": (
+        lambda path: (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes()[:-1]),
+        IntegrityError,
+        r"manifest\.json was changed",
+    ),
     "list manifest": (_write(MANIFEST, b"[]"), ArtifactError, "artefact holds kind None"),
     "other kind": (_edit_manifest(kind="run"), ArtifactError, "artefact holds kind 'run', not 'bundle'"),
     "other version": (

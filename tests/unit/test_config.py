@@ -36,7 +36,13 @@ WRONG = [
     ("[[input.drop]]\nreason = 'x'\nis_null = true", "input.drop.0.column is missing: give a text"),
     ("[tune]\nlearning_rate_min = 1.0\nlearning_rate_max = 0.1", "learning_rate_min must be <= learning_rate_max"),
     ("[input]\ntimestamp_column = 'none'", "split.method = 'leave_one_out' needs times"),
-    ("[train]\nobjective = 'explicit'", "needs input.rating_column"),
+    ("[train]\nobjective = 'explicit'", "train.objective = 'explicit': needs input.rating_column"),
+    ("[prepare]\nmin_rating = 3", "prepare.min_rating: needs input.rating_column"),
+    ("[prepare]\ndeduplicate = 'highest_rating'", "prepare.deduplicate = 'highest_rating': needs input.rating_column"),
+    (
+        "[split]\nvalidation_fraction = 0.5\ntest_fraction = 0.5",
+        "split: validation_fraction + test_fraction = 1 leaves",
+    ),
 ]
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ray_recsys.config import Recipe, load_recipe
-from ray_recsys.core.learning.run import BEST, LAST, Run, RunStart, finish_run, start_run
+from ray_recsys.core.artifact import write_manifest
+from ray_recsys.core.learning.run import BEST, LAST, SCHEMA_VERSION, Run, RunStart, finish_run, start_run
 from ray_recsys.core.models.model_files import load_model, save_model
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
 from tests.unit.test_neumf import ITEMS, USERS, make
@@ -59,6 +60,17 @@ def test_unfinished_missing_and_other_versions_are_refused(tmp_path: Path) -> No
         Run.open(run.path)
     with pytest.raises(ArtifactError, match="not a run"):
         Run.open(tmp_path / "nothing")
+
+
+def test_recipe_key_that_has_gone_since_is_another_version(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    body = json.loads((run.path / "manifest.json").read_text())
+    body["recipe"]["train"]["momentum"] = 0.9
+    for name in ("kind", "schema_version", "files", "manifest_sha256"):
+        del body[name]
+    write_manifest(run.path, kind="run", schema_version=SCHEMA_VERSION, body=body, exclude=["ray"])
+    with pytest.raises(SchemaVersionError, match=r"manifest\.json.*recipe\.train\.momentum"):
+        Run.open(run.path)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

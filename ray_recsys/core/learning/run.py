@@ -19,7 +19,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_recsys.config import Recipe, dump_recipe
-from ray_recsys.core.artifact import read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
 from ray_recsys.core.models.model_files import SHAPE, WEIGHTS, load_model
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.errors import ArtifactError, IntegrityError
@@ -78,7 +78,7 @@ class Run:
             raise ArtifactError(f"{path}: training has not finished; continue it with `ray-recsys train --resume`")
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
         files = manifest.pop("files")
-        return cls(path, RunManifest.model_validate(manifest), files)
+        return cls(path, parse_manifest(RunManifest, manifest, path), files)
 
     def verify(self) -> None:
         """Checks the content of every file against the manifest.

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import (
     FileDigest,
     atomic_directory,
     digest_file,
+    parse_manifest,
     read_manifest,
     verify_file,
     write_manifest,
@@ -39,7 +40,7 @@ from ray_recsys.core.recommending.neighbours import Neighbours
 from ray_recsys.core.recommending.recall import Recall
 from ray_recsys.core.recommending.seen import SeenItems
 from ray_recsys.core.vocabulary import Vocabulary, write_vocabulary
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.errors import IntegrityError
 
 KIND = "bundle"
 SCHEMA_VERSION = 1
@@ -90,13 +91,9 @@ class Bundle:
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
         for name, entry in manifest.pop("files").items():
             verify_file(path, name, entry)
-        try:
-            parsed = BundleManifest.model_validate(manifest)
-        except ValidationError as error:
-            raise ArtifactError(f"{path} has a manifest that this ray_recsys cannot read: {error}") from None
         bundle = cls(
             path,
-            parsed,
+            parse_manifest(BundleManifest, manifest, path),
             Vocabulary.open(path / USERS),
             Catalogue.open(path),
             SeenItems.open(path),
