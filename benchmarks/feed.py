@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_partition, write_prepared_manifest
@@ -26,6 +26,7 @@ from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.feed import PartitionStream, stream_epochs
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.errors import ClusterError
+from ray_recsys.recipe_files import load_recipe
 
 TARGETS = {"worker": (10e6, 0.3), "task": (2e6, 2.0)}
 """Samples/s per core, seconds to the first batch of an epoch."""

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_partition, write_prepared_manifest
 from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.training import train
+from ray_recsys.recipe_files import parse_recipe
 
 NUM_USERS, NUM_ITEMS, NUM_NEGATIVES, BATCH = 6_040, 3_706, 4, 4_096
 WIDTH, LAYERS = 64, (128, 64, 32)

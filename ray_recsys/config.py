@@ -1,18 +1,13 @@
-"""Typed recipes: everything a run depends on, read from TOML; unknown keys and values out of range are refused.
+"""Typed recipes: everything a run depends on; unknown keys and values out of range are refused.
 
-A recipe knows nothing of paths or clusters: those are arguments of a command.
+A recipe knows nothing of paths or clusters: those are arguments of a command. How it is read from TOML and written is
+in `recipe_files`.
 """
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
-
-from ray_recsys.errors import RecipeError
-from ray_recsys.recipe_errors import describe_errors
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -290,64 +285,3 @@ class Recipe(_Section):
         if asked and self.input.rating_column is None:
             raise ValueError(f"{', '.join(asked)}: needs input.rating_column")
         return self
-
-
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Returns the recipe of a TOML file (or the defaults) with `section.key=value` overrides laid over it.
-
-    Raises:
-        RecipeError: A file that is missing or no TOML, an unknown key, or a value out of range; names the key,
-            the value, the range and the file.
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf8"))
-        except OSError as error:
-            raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply_override(data, override)
-    return parse_recipe(data, place=str(path) if path else "the defaults and --set")
-
-
-def parse_recipe(data: Mapping[str, Any], place: str) -> Recipe:
-    """Returns the recipe described by a mapping; `place` names its origin in errors.
-
-    Raises:
-        RecipeError: An unknown key or a value out of range.
-    """
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(describe_errors(error, Recipe.model_json_schema(), place)) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Returns what differs from the defaults as TOML that `load_recipe` reads back to an equal recipe."""
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    return tomli_w.dumps(_none_as_word(data))
-
-
-def _none_as_word(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _none_as_word(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_none_as_word(inner) for inner in value]
-    return "none" if value is None else value
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set {override!r}: write section.key=value, e.g. --set train.epochs=5")
-    *sections, name = key.strip().split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise RecipeError(f"--set {override!r}: {section} is a value, not a section")
-    try:
-        data[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        data[name] = text

@@ -15,8 +15,9 @@ import click
 from pydantic import BaseModel
 
 from ray_recsys.commands.output import Table, reserved_stdout, write_tables
-from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.progress import Reporter, StderrReporter
+from ray_recsys.recipe_files import load_recipe
 
 _OVERRIDES = "ray_recsys.overrides"
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what `ray job submit` runs

@@ -18,7 +18,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ray_recsys.config import Recipe, dump_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.learning.epochs import train_epochs
 from ray_recsys.core.learning.learner import METRIC, Learner
 from ray_recsys.core.learning.validation import Validation
@@ -27,6 +27,7 @@ from ray_recsys.core.sampling.local_feed import local_feed
 from ray_recsys.distributed.training_loop import set_threads
 from ray_recsys.errors import ArtifactError, DataError, StageError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.recipe_files import dump_recipe
 
 NEEDS_DASHBOARD = False
 BEST_RECIPE = "best_recipe.toml"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
 
-from ray_recsys.config import load_recipe
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.local import serve
+from ray_recsys.recipe_files import load_recipe
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 

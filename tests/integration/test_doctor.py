@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
-from ray_recsys.config import load_recipe
 from ray_recsys.distributed.doctor import Check, examine
+from ray_recsys.recipe_files import load_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

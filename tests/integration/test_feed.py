@@ -10,12 +10,13 @@ import ray
 import ray.train
 import ray.train.torch
 
-from ray_recsys.config import Recipe, load_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.distributed.feed import PartitionConfig, PartitionStream, make_feed, stream_epochs, worker_feed
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.errors import ClusterError
+from ray_recsys.recipe_files import load_recipe
 from tests.factories import make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import DataError
+from ray_recsys.recipe_files import parse_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

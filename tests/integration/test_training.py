@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.learning.run import Run
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.training import TrainResult, train
 from ray_recsys.errors import ArtifactError, ClusterError, StageError
+from ray_recsys.recipe_files import parse_recipe
 from tests.factories import make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_recsys.config import load_recipe, parse_recipe
 from ray_recsys.distributed.tuning import tune
 from ray_recsys.errors import ArtifactError
+from ray_recsys.recipe_files import load_recipe, parse_recipe
 from tests.factories import make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

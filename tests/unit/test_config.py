@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ray_recsys.config import DropRule, Recipe, dump_recipe, load_recipe, parse_recipe
+from ray_recsys.config import DropRule, Recipe
 from ray_recsys.errors import RecipeError
+from ray_recsys.recipe_files import dump_recipe, load_recipe, parse_recipe
 
 WRONG = [
     ("[train]\nepochs = 0", "train.epochs = 0: must be a whole number > 0"),

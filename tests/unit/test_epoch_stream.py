@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import FeedRecipe, Recipe, load_recipe
+from ray_recsys.config import FeedRecipe, Recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.prepared import PreparedSet
@@ -16,6 +16,7 @@ from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives
 from ray_recsys.core.sampling.weights import positive_weights
 from ray_recsys.errors import ArtifactError
+from ray_recsys.recipe_files import load_recipe
 from tests.factories import make_prepared_set
 
 

@@ -9,13 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.learning.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
 from ray_recsys.core.learning.epochs import train_epochs
 from ray_recsys.core.learning.learner import EpochRecord, Learner
 from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.models.model_files import load_model
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
+from ray_recsys.recipe_files import parse_recipe
 from tests.factories import make_prepared_set
 
 USERS, ITEMS = 60, 40

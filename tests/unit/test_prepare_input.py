@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedManifest, PreparedSet
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
+from ray_recsys.recipe_files import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("serial_tasks")
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_recsys.config import Recipe, parse_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.learning.resume import begin_run, can_resume
 from ray_recsys.core.learning.run import RunStart
 from ray_recsys.errors import ArtifactError
+from ray_recsys.recipe_files import parse_recipe
 from tests.unit.test_run import make_run
 
 

@@ -18,11 +18,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_recsys.config import Recipe, dump_recipe
+from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
 from ray_recsys.core.models.model_files import SHAPE, WEIGHTS, load_model
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.recipe_files import dump_recipe
 
 KIND = "run"
 SCHEMA_VERSION = 1

@@ -9,12 +9,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from ray_recsys.config import Recipe, ServeRecipe, load_recipe
+from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.ingress import Ingress
 from ray_recsys.distributed.serving.recall import RecallStage
 from ray_recsys.distributed.serving.rerank import RerankStage
 from ray_recsys.errors import RecipeError
+from ray_recsys.recipe_files import load_recipe
 
 NAME = "ray-recsys"
 
