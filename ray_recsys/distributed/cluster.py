@@ -1,7 +1,4 @@
-"""Joins a running Ray or starts a local one, with the settings that every stage of the package needs.
-
-Ray's own environment variables win over the defaults set here; see Ray's documentation for their meaning.
-"""
+"""Joins a running Ray or starts a local one, with the settings that every stage of the package needs."""
 
 import logging
 import os
@@ -15,19 +12,6 @@ from ray_recsys.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 5.0
 _SETTINGS = 4  # type of an HTTP/2 frame
-
-# Read by Ray when a raylet, or a Train, Data or Serve process starts.
-_ENVIRONMENT = {
-    "RAY_num_workers_soft_limit": "16",  # else each shuffle on a small node starts Python processes anew
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else every report blocks for 2 s
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # 8-13 x the default proxy's rate
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-}
 
 
 def resolve_address(address: str | None) -> str:
@@ -49,8 +33,6 @@ def connect(
     Raises:
         ClusterError: Nothing answers at the address.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():

@@ -27,10 +27,10 @@ class InProcessStages:
         self._recommenders = LoadedRecommenders(registry)
 
     async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
-        return run_both(self._recommenders.of(version), queries)
+        return run_both(await self._recommenders.of(version), queries)
 
     async def load(self, version: str) -> None:
-        self._recommenders.of(version)
+        await self._recommenders.of(version)
 
 
 class Client:

@@ -3,22 +3,21 @@
 from pathlib import Path
 
 from ray_recsys.core.recommending.recommender import Query
-from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.stages import LoadedRecommenders, Recalled, run_recall, use_one_thread
 
 
 class RecallStage:
-    """Finds candidates. Methods are plain functions: Serve runs them in threads, so that the event loop stays free."""
+    """Finds candidates, on the replica's event loop: a thread, which Serve starts anew for a call, costs more."""
 
     def __init__(self, registry: str) -> None:
         use_one_thread()
         self._recommenders = LoadedRecommenders(Path(registry))
-        self.load(Registry(Path(registry)).current())
+        self._recommenders.load_current()
 
-    def recall(self, version: str, queries: list[Query]) -> list[Recalled]:
+    async def recall(self, version: str, queries: list[Query]) -> list[Recalled]:
         """Returns the candidates of each query by a bundle version."""
-        return run_recall(self._recommenders.of(version), queries)
+        return run_recall(await self._recommenders.of(version), queries)
 
-    def load(self, version: str) -> None:
+    async def load(self, version: str) -> None:
         """Loads a version."""
-        self._recommenders.of(version)
+        await self._recommenders.of(version)

@@ -3,7 +3,7 @@
 This module does not know in which process a stage runs.
 """
 
-import threading
+import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -50,33 +50,44 @@ class Stages(Protocol):
 
 
 class LoadedRecommenders:
-    """Recommenders by version, loaded when asked for; the two asked for last are kept. Safe for several threads."""
+    """Recommenders by version, loaded when asked for; the two asked for last are kept. Belongs to one event loop."""
 
     def __init__(self, registry: Path) -> None:
         self._registry = Registry(registry)
         self._loaded: OrderedDict[str, Recommender] = OrderedDict()
-        self._lock = threading.Lock()
+        self._loading = asyncio.Lock()
 
-    def of(self, version: str) -> Recommender:
-        """Returns the recommender of a version.
+    async def of(self, version: str) -> Recommender:
+        """Returns the recommender of a version; the event loop is free while it is loaded.
 
         Raises:
             RegistryError: The registry does not have it.
             ArtifactError: It is damaged.
         """
-        with self._lock:
-            if version not in self._loaded:
-                self._loaded[version] = Recommender(self._registry.open(version))
-            self._loaded.move_to_end(version)
-            while len(self._loaded) > NUM_LOADED:
-                self._loaded.popitem(last=False)
-            return self._loaded[version]
+        if version not in self._loaded:
+            async with self._loading:
+                if version not in self._loaded:
+                    self._keep(version, await asyncio.to_thread(self._open, version))
+        self._loaded.move_to_end(version)
+        return self._loaded[version]
+
+    def load_current(self) -> None:
+        """Loads the registry's live version, before there is an event loop to keep free."""
+        version = self._registry.current()
+        self._keep(version, self._open(version))
 
     @property
     def versions(self) -> list[str]:
         """What is loaded, the least recently asked for first."""
-        with self._lock:
-            return list(self._loaded)
+        return list(self._loaded)
+
+    def _open(self, version: str) -> Recommender:
+        return Recommender(self._registry.open(version))
+
+    def _keep(self, version: str, recommender: Recommender) -> None:
+        self._loaded[version] = recommender
+        while len(self._loaded) > NUM_LOADED:
+            self._loaded.popitem(last=False)
 
 
 def use_one_thread() -> None:
