@@ -9,7 +9,7 @@ Items are sorted by descending count, ties by id, so that index 0 is the most po
 prepared set is computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -99,6 +99,12 @@ class PreparedSet:
     def read_partition(self, partition: int) -> Histories:
         """Returns the histories of a partition."""
         return Histories.from_table(pq.read_table(self.partition_path(partition)))
+
+    def read_columns(self, partition: int, columns: Sequence[str]) -> pa.Table:
+        """Returns those of the given columns that a partition has."""
+        file = pq.ParquetFile(self.partition_path(partition))
+        present = set(file.schema_arrow.names)
+        return file.read(columns=[column for column in columns if column in present])
 
     def read_user_ids(self, partition: int) -> pa.ChunkedArray:
         """Returns the user ids of a partition, in order of user_idx."""

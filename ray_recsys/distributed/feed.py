@@ -1,6 +1,6 @@
 """The epoch stream over Ray: Ray Data streams each train worker's partitions to it, as histories or as drawn samples.
 
-    worker  a Ray Data task reads a partition; the worker draws. One window is read once for all epochs.
+    worker  a Ray Data task reads a partition; the worker draws. What fits into one window is read only once.
     task    a Ray Data task reads a partition and draws for all its positives; the worker only shuffles.
 
 Train's own split is not used: it drops rows to make shards equal and cuts blocks anywhere. This module does not know
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
@@ -23,7 +22,8 @@ import ray.train
 from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
-from ray_recsys.core.sampling.epoch_stream import DrawnHere, EpochStream, WindowSamples
+from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
+from ray_recsys.core.sampling.histories_source import HistoriesSource
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
 from ray_recsys.core.sampling.samples_table import samples_from_table, samples_to_table
@@ -119,39 +119,15 @@ def stream_epochs(
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     if stream.resources.placement == "task":
         return EpochStream(plan, _TaskSource(prepared, recipe, stream, sampler), recipe)
-    return EpochStream(plan, _WorkerSource(prepared, recipe, stream, sampler, keeps=plan.is_one_window), recipe)
+    return EpochStream(plan, HistoriesSource(plan, sampler, recipe, partial(_read, prepared, recipe, stream)), recipe)
 
 
-class _WorkerSource:
-    """Windows of streamed histories, from which the worker draws."""
-
-    def __init__(
-        self, prepared: PreparedSet, recipe: Recipe, stream: PartitionStream, sampler: NegativeSampler, *, keeps: bool
-    ) -> None:
-        self._num_items = prepared.manifest.num_items
-        self._recipe = recipe
-        self._stream = stream
-        self._sampler = sampler
-        self._read = _HistoriesReader(prepared, needed_columns(recipe))
-        self._keeps = keeps
-        self._kept: Positives | None = None
-
-    def __call__(self, epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
-        if self._kept is not None:
-            yield DrawnHere(self._kept, epoch, self._sampler)
-            return
-        pieces = [piece for window in windows for piece in window.pieces]
-        sizes = [self._stream.num_users[piece.partition] for piece in pieces]
-        tables = self._stream.tables(pieces, self._read, sizes)
-        for window in windows:
-            parts = [
-                Positives.from_table(table, piece, self._num_items, self._recipe)
-                for piece, table in zip(window.pieces, tables, strict=False)
-            ]
-            positives = Positives.concatenate(parts)
-            if self._keeps:
-                self._kept = positives
-            yield DrawnHere(positives, epoch, self._sampler)
+def _read(
+    prepared: PreparedSet, recipe: Recipe, stream: PartitionStream, pieces: Sequence[Piece]
+) -> Iterator[pa.Table]:
+    columns = needed_columns(recipe)
+    sizes = [stream.num_users[piece.partition] for piece in pieces]
+    return stream.tables(pieces, lambda piece: prepared.read_columns(piece.partition, columns), sizes)
 
 
 class _TaskSource:
@@ -175,19 +151,6 @@ class _TaskSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _HistoriesReader:
-    """Reads the partition of a piece."""
-
-    prepared: PreparedSet
-    columns: list[str]
-
-    def __call__(self, piece: Piece) -> pa.Table:
-        file = pq.ParquetFile(self.prepared.partition_path(piece.partition))
-        names = set(file.schema_arrow.names)
-        return file.read(columns=[column for column in self.columns if column in names])
-
-
-@dataclass(frozen=True, slots=True)
 class _Drawer:
     """Draws for all positives of a piece, in the order of its histories."""
 
@@ -197,7 +160,7 @@ class _Drawer:
     sampler: "ray.ObjectRef[NegativeSampler]"
 
     def __call__(self, piece: Piece) -> pa.Table:
-        table = _HistoriesReader(self.prepared, needed_columns(self.recipe))(piece)
+        table = self.prepared.read_columns(piece.partition, needed_columns(self.recipe))
         positives = Positives.from_table(table, piece, self.prepared.manifest.num_items, self.recipe)
         samples = positives.samples(np.arange(positives.size), self.epoch, ray.get(self.sampler))
         return samples_to_table(samples)

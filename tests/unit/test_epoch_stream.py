@@ -1,38 +1,22 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import FeedRecipe, Recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prefetch import Prefetched
-from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
-from ray_recsys.core.sampling.epoch_stream import Batch, DrawnHere, EpochStream, WindowSamples
+from ray_recsys.core.sampling.epoch_plan import Piece
+from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.sampling.local_feed import local_feed
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives
 from ray_recsys.core.sampling.weights import positive_weights
 from ray_recsys.errors import ArtifactError
 from ray_recsys.recipe_files import load_recipe
 from tests.factories import make_prepared_set
-
-
-def stream_of(prepared: PreparedSet, recipe: Recipe, rank: int = 0, world_size: int = 1) -> EpochStream:
-    sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
-
-    def read(piece: Piece) -> Positives:
-        table = pq.read_table(prepared.partition_path(piece.partition))
-        return Positives.from_table(table, piece, prepared.manifest.num_items, recipe)
-
-    def source(epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
-        for window in windows:
-            yield DrawnHere(Positives.concatenate([read(piece) for piece in window.pieces]), epoch, sampler)
-
-    sizes = [info.num_training for info in prepared.manifest.partitions]
-    return EpochStream(EpochPlan.make(sizes, recipe, rank=rank, world_size=world_size), source, recipe)
 
 
 def samples_of(batches: list[Batch]) -> list[tuple[int, ...]]:
@@ -49,13 +33,13 @@ def test_every_interaction_comes_once_under_any_layout(
     recipe = load_recipe(None, ["train.batch_size=50", f"feed.window_interactions={window}"])
     prepared = make_prepared_set(tmp_path / "data", num_partitions=num_partitions)
     one = make_prepared_set(tmp_path / "one", num_partitions=1)
-    streams = [stream_of(prepared, recipe, rank, world_size) for rank in range(world_size)]
+    streams = [local_feed(prepared, recipe, rank=rank, world_size=world_size) for rank in range(world_size)]
     for epoch in (1, 2):
         ranks = [list(stream.batches(epoch)) for stream in streams]
         assert {len(batches) for batches in ranks} == {-(-prepared.manifest.num_training // 50)}
         for step in zip(*ranks, strict=True):
             assert {batch.global_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
-        whole = list(stream_of(one, load_recipe(None, ["train.batch_size=50"])).batches(epoch))
+        whole = list(local_feed(one, load_recipe(None, ["train.batch_size=50"])).batches(epoch))
         assert samples_of([b for batches in ranks for b in batches]) == samples_of(whole)
     for stream in streams:
         stream.close()
@@ -64,9 +48,9 @@ def test_every_interaction_comes_once_under_any_layout(
 def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
     recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
     prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
-    whole = list(stream_of(prepared, recipe).batches(3))
+    whole = list(local_feed(prepared, recipe).batches(3))
     for first_step in (0, 1, 7, len(whole) - 1, len(whole)):
-        rest = list(stream_of(prepared, recipe).batches(3, first_step))
+        rest = list(local_feed(prepared, recipe).batches(3, first_step))
         assert len(rest) == len(whole) - first_step
         for batch, expected in zip(rest, whole[first_step:], strict=True):
             np.testing.assert_array_equal(batch.user_idx, expected.user_idx)
@@ -76,7 +60,7 @@ def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
 def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
     prepared = make_prepared_set(tmp_path / "data", num_users=300)
     first, second = (
-        np.concatenate([b.user_idx for b in stream_of(prepared, Recipe()).batches(epoch)]) for epoch in (1, 2)
+        np.concatenate([b.user_idx for b in local_feed(prepared, Recipe()).batches(epoch)]) for epoch in (1, 2)
     )
     assert np.mean(first == second) < 0.05
     assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.1
@@ -100,7 +84,7 @@ def test_held_out_items_are_excluded_on_request(tmp_path: Path) -> None:
     histories = prepared.read_partition(0)
     held_out = np.stack([histories.validation.item_idx, histories.test.item_idx], axis=1)
     for setting, is_free in (("true", True), ("false", False)):
-        batches = stream_of(prepared, load_recipe(None, [f"feed.exclude_held_out={setting}"])).batches(1)
+        batches = local_feed(prepared, load_recipe(None, [f"feed.exclude_held_out={setting}"])).batches(1)
         hits = [(b.item_idx[:, 1:, None] == held_out[b.user_idx][:, None]).sum() for b in batches]
         assert (sum(hits) == 0) == is_free
 

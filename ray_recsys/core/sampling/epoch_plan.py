@@ -3,6 +3,8 @@
 Laid end to end, the partitions' positives are cut into one stretch a worker, equal to within one positive, so there may
 be more workers than partitions; at most one partition more than there are cuts is read twice. A worker's pieces of
 partitions come in an order of their own each epoch, gathered into windows; all positives of a window are shuffled.
+An epoch's first window is small, so that training begins when little has been read; each further one is up to twice as
+large. Users are in partitions by a hash, so a window is a random sample of them, another one each epoch.
 Knows nothing of the positives themselves.
 """
 
@@ -19,6 +21,7 @@ from ray_recsys.core.histories import Int64s
 
 _PIECE_ORDER = 2
 _WINDOW_ORDER = 3
+_FIRST_WINDOW = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,8 +86,8 @@ class EpochPlan:
         return np.diff(sum((self._cuts_of(size) for size in self.sizes), np.zeros(1, np.int64)))
 
     @property
-    def is_one_window(self) -> bool:
-        """Whether all of this worker's positives are one window, the same each epoch."""
+    def may_keep_all(self) -> bool:
+        """Whether a window could hold all of this worker's positives."""
         return self.sizes[self.rank] <= self.window_interactions or len(self.pieces) == 1
 
     def windows(self, epoch: int) -> list[Window]:
@@ -94,8 +97,8 @@ class EpochPlan:
         room = 0
         for piece in ordered:
             if piece.size > room or not groups:
+                room = min(_FIRST_WINDOW << len(groups), self.window_interactions)
                 groups.append([])
-                room = self.window_interactions
             groups[-1].append(piece)
             room -= piece.size
         return self._place(epoch, groups)

@@ -14,8 +14,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.histories import Float32s, Int32s, Int64s
 from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Window
-from ray_recsys.core.sampling.negatives import NegativeSampler
-from ray_recsys.core.sampling.positives import Positives, Samples
+from ray_recsys.core.sampling.positives import Samples
 
 _CHUNK = 16384  # positives made at once, where batches are smaller: numpy's cost per call is spread
 _CHUNKS_AHEAD = 2
@@ -42,19 +41,6 @@ class WindowSamples(Protocol):
     def take(self, places: Int64s) -> Samples:
         """Returns the samples at the given places."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnHere:
-    """Samples made when they are taken."""
-
-    positives: Positives
-    epoch: int
-    sampler: NegativeSampler
-
-    def take(self, places: Int64s) -> Samples:
-        """Returns the samples at the given places."""
-        return self.positives.samples(places, self.epoch, self.sampler)
 
 
 Source = Callable[[int, Sequence[Window]], Iterator[WindowSamples]]
