@@ -1,8 +1,8 @@
 """Samples/s and first-batch latency of the epoch stream alone, at 1 M users; a sample is one (user, item) pair.
 
-`worker` draws in as many processes as CPUs from histories that Ray Data streamed; `task` draws in Ray Data tasks. Each
-process runs its own rank of the same stream. `cold` is the first epoch, reading included; the other latencies are of
-later epochs.
+`worker` draws in as many processes as CPUs from histories that Ray Data streamed, each its own rank of one stream;
+`task` draws in one Ray Data task at a time for one rank, which shuffles. `cold` is the first epoch, reading and, in the
+first two cases, the start of Ray Data's processes included; the other latencies are of later epochs.
 """
 
 import json
@@ -10,18 +10,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import click
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
-from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import atomic_directory
-from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_partition, write_prepared_manifest
+from benchmarks.prepared_sets import histories_of, write_set
+from ray_recsys.core.histories import Histories, Int64s
+from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.feed import PartitionStream, stream_epochs
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
@@ -30,7 +27,18 @@ from ray_recsys.recipe_files import load_recipe
 
 TARGETS = {"worker": (10e6, 0.3), "task": (2e6, 2.0)}
 """Samples/s per core, seconds to the first batch of an epoch."""
-MEAN_LENGTH = 10
+MEAN_LENGTH, NUM_PARTITIONS = 10, 8
+
+
+class Case(NamedTuple):
+    """Ranks that run beside each other, and the CPUs that they and their tasks keep busy."""
+
+    placement: Literal["worker", "task"]
+    num_ranks: int
+    num_cpus: int
+
+
+CASES = (Case("worker", 1, 1), Case("worker", 2, 2), Case("task", 1, 2))
 
 
 @click.command()
@@ -42,10 +50,9 @@ MEAN_LENGTH = 10
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
 def main(*, num_users: int, num_items: int, num_epochs: int, full_cluster: bool, as_json: bool, check: bool) -> None:
     """Times the feed."""
-    cases: list[tuple[Literal["worker", "task"], int]] = [("worker", 1), ("worker", 2), ("task", 1)]
     with tempfile.TemporaryDirectory() as directory, connect("local", num_cpus=4):
         prepared = make_set(Path(directory) / "prepared", num_users, num_items)
-        rows = [time_case(prepared, placement, num_cpus, num_epochs) for placement, num_cpus in cases]
+        rows = [time_case(prepared, case, num_epochs) for case in CASES]
         failure_s = time_full_cluster() if full_cluster else None
     missed = [f"{row['placement']} on {row['cpus']}" for row in rows if not row["reached"]]
     if as_json:
@@ -67,49 +74,29 @@ def main(*, num_users: int, num_items: int, num_epochs: int, full_cluster: bool,
 def make_set(path: Path, num_users: int, num_items: int) -> PreparedSet:
     """Writes a set of power-law users and items, without held-out interactions."""
     rng = np.random.default_rng(0)
-    infos, digests, counts = [], {}, np.zeros(num_items, np.int64)
-    with atomic_directory(path) as staging:
-        for partition, users in enumerate(np.array_split(np.arange(num_users), 8)):
-            histories = _make_histories(rng, users, num_items)
-            counts += np.bincount(histories.training.item_idx, minlength=num_items)
-            info, digests[f"users/part-{partition:05d}.parquet"] = write_partition(
-                staging, partition, histories, pa.array(users.astype(str))
-            )
-            infos.append(info)
-        items = np.arange(num_items)
-        table = pa.table({"item_idx": items.astype(np.int32), "item_id": items.astype(str), "count": counts})
-        pq.write_table(table, staging / ITEMS)
-        total = sum(info.num_training for info in infos)
-        manifest = PreparedManifest(
-            created_at="", rows_in=total, rows_kept=total, rows_dropped={}, num_users=num_users, num_items=num_items,
-            num_training=total, num_validation=0, num_test=0, split={}, input_fingerprint="benchmark", recipe=Recipe(),
-            partitions=tuple(infos),
-        )  # fmt: skip
-        write_prepared_manifest(staging, manifest, digests)
-    return PreparedSet.open(path)
+    parts = np.array_split(np.arange(num_users), NUM_PARTITIONS)
+    return write_set(path, (_make_histories(rng, users, num_items) for users in parts), num_items)
 
 
-def _make_histories(rng: np.random.Generator, users: Any, num_items: int) -> Histories:
+def _make_histories(rng: np.random.Generator, users: Int64s, num_items: int) -> Histories:
     lengths = np.minimum(rng.zipf(1.9, len(users)) + MEAN_LENGTH - 3, 1000)
     rows = np.repeat(np.arange(len(users)), lengths)
     pairs = np.unique(rows * num_items + (num_items * rng.random(len(rows)) ** 3).astype(np.int64))
     offsets = np.searchsorted(pairs, np.arange(len(users) + 1) * num_items)
-    none = Interactions(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
-    return Histories(int(users[0]), Interactions(offsets, (pairs % num_items).astype(np.int32)), none, none)
+    return histories_of(int(users[0]), offsets, (pairs % num_items).astype(np.int32))
 
 
-def time_case(
-    prepared: PreparedSet, placement: Literal["worker", "task"], num_cpus: int, num_epochs: int
-) -> dict[str, Any]:
-    """Runs `num_cpus` ranks beside each other (task: one rank, fed by one task at a time)."""
+def time_case(prepared: PreparedSet, case: Case, num_epochs: int) -> dict[str, Any]:
+    """Runs the ranks of a case beside each other."""
     run = ray.remote(_run_rank).options(num_cpus=0.5)
-    ranks = ray.get([run.remote(str(prepared.path), placement, r, num_cpus, num_epochs) for r in range(num_cpus)])
-    rate = statistics.mean(rank["samples_per_s"] for rank in ranks)
+    size = case.num_ranks
+    ranks = ray.get([run.remote(str(prepared.path), case.placement, r, size, num_epochs) for r in range(size)])
+    rate = sum(rank["samples_per_s"] for rank in ranks) / case.num_cpus
     first_s = max(rank["first_batch_s"] for rank in ranks)
-    target_rate, target_s = TARGETS[placement]
+    target_rate, target_s = TARGETS[case.placement]
     return {
-        "placement": placement,
-        "cpus": num_cpus,
+        "placement": case.placement,
+        "cpus": case.num_cpus,
         "samples_per_s_per_core": rate,
         "first_batch_s": first_s,
         "cold_first_batch_s": max(rank["cold_first_batch_s"] for rank in ranks),
