@@ -2,8 +2,9 @@
 
 Both serve one bundle of ML-1M's shape (6,040 users, 3,706 items, widths 64; 128-64-32; 200 candidates → 10)
 on loopback.
-The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. Clients are keep-alive
-connections in this process, each with one request under way; rounds of both alternate, and medians are compared.
+The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. The graph runs as
+`ray-recsys serve` does, or with `--apart` with the stages in processes of their own. Clients are keep-alive connections
+in this process, each with one request under way; rounds of both alternate, and medians are compared.
 The weights are random: they cost what trained ones cost.
 """
 
@@ -14,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.serve_load_bundle import NUM_USERS, write_registry
+from benchmarks.serve_load_bundle import write_registry
+from benchmarks.serve_load_clients import Load, load
 from ray_recsys.config import Recipe, ServeRecipe
 
 MAX_P50_RATIO = 5.0
@@ -30,98 +31,14 @@ START_TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a number of clients saw in one round."""
-
-    latencies_ms: "np.ndarray[Any, np.dtype[np.float64]]"
-    seconds: float
-    num_errors: int
-
-    @property
-    def rate(self) -> float:
-        """Good answers a second."""
-        return len(self.latencies_ms) / self.seconds
-
-
-class _Client(asyncio.Protocol):
-    """One keep-alive HTTP/1.1 connection without the cost of an HTTP library; answers carry a Content-Length."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._answer: asyncio.Future[int] | None = None
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
-        if not separator:
-            return
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        if len(rest) >= length and self._answer is not None and not self._answer.done():
-            self._buffer = rest[length:]
-            self._answer.set_result(int(head[9:12]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("closed by the server"))
-
-    async def ask(self, request: bytes) -> int:
-        """Returns the status of the answer."""
-        assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
-
-
-def _request(user_id: int) -> bytes:
-    body = json.dumps({"user_id": user_id, "k": 10}).encode()
-    head = "POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    head += f"Content-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-async def _load(port: int, num_clients: int, seconds: float) -> Load:
-    requests = [_request(user_id) for user_id in np.random.default_rng(0).integers(0, NUM_USERS, 4096).tolist()]
-    latencies: list[float] = []
-    num_errors = 0
-    end_s = time.perf_counter() + seconds
-
-    async def work(number: int) -> None:
-        nonlocal num_errors
-        transport, client = await asyncio.get_running_loop().create_connection(_Client, "127.0.0.1", port)
-        place = number * 257
-        while (start_s := time.perf_counter()) < end_s:
-            try:
-                status = await asyncio.wait_for(client.ask(requests[place % len(requests)]), 30)
-            except OSError:
-                num_errors += 1
-                break
-            place += 1
-            if status == 200:
-                latencies.append((time.perf_counter() - start_s) * 1e3)
-            else:
-                num_errors += 1
-        transport.close()
-
-    begin_s = time.perf_counter()
-    await asyncio.gather(*(work(number) for number in range(num_clients)))
-    return Load(np.array(latencies), time.perf_counter() - begin_s, num_errors)
-
-
 def _measure(ports: dict[str, int], clients: tuple[int, ...], rounds: int, seconds: float) -> list[dict[str, Any]]:
     for port in ports.values():
-        asyncio.run(_load(port, max(clients), WARM_UP_S))
+        asyncio.run(load(port, max(clients), WARM_UP_S))
     loads: dict[tuple[str, int], list[Load]] = {}
     for _ in range(rounds):
         for num_clients in clients:
             for name, port in ports.items():
-                load = asyncio.run(_load(port, num_clients, seconds))
-                loads.setdefault((name, num_clients), []).append(load)
+                loads.setdefault((name, num_clients), []).append(asyncio.run(load(port, num_clients, seconds)))
     return [_row(name, num_clients, measured) for (name, num_clients), measured in loads.items()]
 
 
@@ -212,7 +129,7 @@ def _print_table(rows: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
 @click.command()
 @click.option("--rounds", default=5, help="Rounds of each app and number of clients.")
 @click.option("--seconds", default=3.0, help="Length of a round.")
-@click.option("--fused/--apart", default=True, help="Both stages in one replica (the default), or each in its own.")
+@click.option("--fused/--apart", default=True, help="All in one replica (the default), or the stages in their own.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
 def main(rounds: int, seconds: float, fused: bool, as_json: bool, check: bool) -> None:

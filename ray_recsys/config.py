@@ -187,6 +187,8 @@ class TrainRecipe(_Section):
     """One GPU a worker."""
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """CPUs that Ray reserves for a worker; leave Ray Data at least one."""
+    wait_for_nodes: bool = False
+    """Set it on a cluster that starts nodes on demand: what is missing is then waited for instead of refused."""
     threads_per_worker: PositiveInt | None = None
     """Torch threads of a worker; None: its share of the node's cores."""
     max_failures: int = Field(default=3, ge=0)
@@ -246,8 +248,12 @@ class ServeRecipe(_Section):
     recall_replicas: PositiveInt = 1
     rerank_replicas: PositiveInt = 1
     fused: bool = True
-    """Both stages run in rerank's replicas, which saves a hop between processes a request; false: each stage has
-    replicas of its own, so that they scale apart."""
+    """Both stages run in the ingress's replicas, with no hop between processes: the fastest where one replica holds the
+    bundle; false: each stage has replicas of its own, so that they scale apart."""
+    max_waiting: PositiveInt = 256
+    """Requests that may wait in an ingress replica; it refuses more with 503, rather than answer them late."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """After so long without an answer from the stages' replicas a request is refused with 503."""
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray_recsys.distributed.environment import set_proxy_ports
 from ray_recsys.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -40,9 +41,12 @@ def connect(
         yield
         return
     where = resolve_address(address)
-    if where != "local":
+    options: dict[str, Any] = {}
+    if where == "local":
+        set_proxy_ports()
+        options = {"num_cpus": num_cpus, "include_dashboard": include_dashboard}
+    else:
         _check_answers(where)
-    options: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": include_dashboard} if where == "local" else {}
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

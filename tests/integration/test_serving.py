@@ -1,8 +1,14 @@
+"""The graph on a real Ray: same answers as offline, new versions, dead replicas, too many requests."""
+
 import json
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +17,62 @@ import pytest
 from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.distributed.serving.local import serve
 from ray_recsys.errors import ClusterError, RegistryError
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+PROBLEM = "application/problem+json"
 
 
-def _ask(url: str, body: Any = None) -> tuple[int, str, Any]:
-    data = None if body is None else json.dumps(body).encode()
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    kind: str
+    retry_after: str | None
+    body: Any
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A running graph, and where its bundles come from."""
+
+    address: str
+    registry: Registry
+    prepared: Any
+
+    def ask(self, body: Any) -> Answer:
+        return _fetch(urllib.request.Request(f"{self.address}/v1/recommend", json.dumps(body).encode()))
+
+    def live_version(self) -> str:
+        version: str = _fetch(urllib.request.Request(f"{self.address}/healthz")).body["bundle"]
+        return version
+
+
+def _fetch(request: urllib.request.Request) -> Answer:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as response:
-            return response.status, response.headers.get_content_type(), json.load(response)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return Answer(response.status, response.headers.get_content_type(), None, json.load(response))
     except urllib.error.HTTPError as error:
-        return error.code, error.headers.get_content_type(), json.load(error)
+        text = error.read().decode()
+        kind = error.headers.get_content_type()
+        body = json.loads(text) if kind == PROBLEM else text
+        return Answer(error.code, kind, error.headers.get("Retry-After"), body)
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_graph_answers_as_the_recommender_and_swaps_versions(tmp_path: Path, fused: bool) -> None:
-    from ray_recsys.distributed.serving.local import serve
-
-    prepared = make_prepared_set(tmp_path / "prepared")
-    registry = Registry(tmp_path / "registry")
-    first = publish_bundle(registry.path, prepared, seed=1)
-    with serve(registry.path, Recipe(serve=ServeRecipe(port=0, fused=fused))) as address:
-        _check_same_as_offline(address, registry, first)
-        status, kind, problem = _ask(f"{address}/v1/recommend", {"user_id": "user-00001", "k": 100_000})
-        assert (status, kind) == (422, "application/problem+json")
-        assert (problem["field"], problem["value"], problem["limit"]) == ("k", 100_000, 100)
-        assert _ask(f"{address}/v1/recommend", {"history": ["item-0003"], "k": 3})[2]["source"] == "fold-in"
-        second = publish_bundle(registry.path, prepared, seed=2)
-        deadline_s = time.monotonic() + 30
-        while _ask(f"{address}/healthz")[2]["bundle"] != second:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
-        _check_same_as_offline(address, registry, second)
+@pytest.fixture(scope="module", params=["fused", "apart"])
+def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    home = tmp_path_factory.mktemp(request.param)
+    prepared = make_prepared_set(home / "prepared")
+    registry = Registry(home / "registry")
+    publish_bundle(registry.path, prepared, seed=1)
+    settings = ServeRecipe(port=0, fused=request.param == "fused", max_waiting=2)
+    with serve(registry.path, Recipe(serve=settings)) as address:
+        yield Graph(address, registry, prepared)
 
 
-def _check_same_as_offline(address: str, registry: Registry, version: str) -> None:
-    recommender = Recommender(registry.open(version))
-    bundle = recommender.bundle
-    for user_idx in range(50):
-        answer = _ask(f"{address}/v1/recommend", {"user_id": bundle.users.id_of(user_idx)})[2]
-        offline = recommender.recommend(Query(user_idx=user_idx))
-        assert answer["bundle"] == version
-        shown = [item.item_id for item in bundle.catalogue.describe(offline.item_idx)]
-        assert [item["item_id"] for item in answer["items"]] == shown
-        assert set(answer["timings_ms"]) == {"recall", "rerank", "total"}
-
-
-@pytest.mark.usefixtures("ray_session")
 def test_what_cannot_be_served_is_refused_at_once(tmp_path: Path) -> None:
-    from ray_recsys.distributed.serving.local import serve
-
     with pytest.raises(RegistryError), serve(tmp_path / "empty", Recipe()):
         pass
     publish_bundle(tmp_path / "registry", make_prepared_set(tmp_path / "prepared"))
@@ -75,3 +83,70 @@ def test_what_cannot_be_served_is_refused_at_once(tmp_path: Path) -> None:
         recipe = Recipe(serve=ServeRecipe(port=port))
         with pytest.raises(ClusterError, match=str(port)), serve(tmp_path / "registry", recipe):
             pass
+
+
+def test_http_answers_as_the_recommender_does(graph: Graph) -> None:
+    _check_same_as_offline(graph, graph.registry.current())
+    assert graph.ask({"history": ["item-0003"], "k": 3}).body["source"] == "fold-in"
+
+
+def test_a_value_above_its_limit_is_a_problem(graph: Graph) -> None:
+    answer = graph.ask({"user_id": "user-00001", "k": 100_000})
+    assert (answer.status, answer.kind) == (422, PROBLEM)
+    assert (answer.body["field"], answer.body["value"], answer.body["limit"]) == ("k", 100_000, 100)
+
+
+def test_a_published_bundle_goes_live(graph: Graph) -> None:
+    before = graph.registry.current()
+    version = publish_bundle(graph.registry.path, graph.prepared, seed=2)
+    assert version != before
+    _wait_until(lambda: graph.live_version() == version)
+    _check_same_as_offline(graph, version)
+
+
+def test_too_many_requests_are_refused_and_none_hangs(graph: Graph) -> None:
+    with ThreadPoolExecutor(64) as clients:
+        answers = list(clients.map(graph.ask, [{"user_id": "user-00001", "num_candidates": 2000}] * 400))
+    count = Counter(answer.status for answer in answers)
+    assert set(count) == {200, 503}
+    refused = next(answer for answer in answers if answer.status == 503)
+    assert (refused.kind, refused.retry_after) == (PROBLEM, "1")
+    assert refused.body["type"] == "urn:ray-recsys:problem:overloaded"
+    assert graph.ask({"user_id": "user-00001"}).status == 200
+
+
+@pytest.mark.parametrize("graph", ["apart"], indirect=True)
+def test_a_killed_replica_is_replaced_and_nobody_sees_a_failure(graph: Graph) -> None:
+    import ray
+
+    names = [name for name in ray.util.list_named_actors(all_namespaces=True) if _is_stage(name["name"])]
+    assert len(names) == 2
+    for name in names:
+        ray.kill(ray.get_actor(**name))
+    answer = graph.ask({"user_id": "user-00001"})
+    assert answer.status == 200 or (answer.status, answer.kind, answer.retry_after) == (503, PROBLEM, "1")
+    _wait_until(lambda: graph.ask({"user_id": "user-00001"}).status == 200)
+    _check_same_as_offline(graph, graph.registry.current())
+
+
+def _is_stage(actor: str) -> bool:
+    return any(f"#{stage}#" in actor for stage in ("recall", "rerank"))
+
+
+def _check_same_as_offline(graph: Graph, version: str) -> None:
+    recommender = Recommender(graph.registry.open(version))
+    bundle = recommender.bundle
+    for user_idx in range(50):
+        answer = graph.ask({"user_id": bundle.users.id_of(user_idx)}).body
+        offline = recommender.recommend(Query(user_idx=user_idx))
+        assert answer["bundle"] == version
+        shown = [item.item_id for item in bundle.catalogue.describe(offline.item_idx)]
+        assert [item["item_id"] for item in answer["items"]] == shown
+        assert set(answer["timings_ms"]) == {"recall", "rerank", "total"}
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)

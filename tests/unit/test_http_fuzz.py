@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,24 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.api import Api, make_app
-from ray_recsys.distributed.serving.stages import Answer, LoadedRecommenders, run_both
+from ray_recsys.distributed.serving.stages import LocalStages
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 
 LIMITS = ServeRecipe(max_k=20, max_candidates=30, max_history=5)
-
-
-class InProcessStages:
-    def __init__(self, registry: Path) -> None:
-        self._recommenders = LoadedRecommenders(registry)
-
-    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
-        return run_both(await self._recommenders.of(version), queries)
-
-    async def load(self, version: str) -> None:
-        await self._recommenders.of(version)
 
 
 class Client:
@@ -54,7 +41,7 @@ class Client:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     home = tmp_path_factory.mktemp("fuzz")
     publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
-    client = Client(Api(home / "registry", InProcessStages(home / "registry"), LIMITS, max_calls=1))
+    client = Client(Api(home / "registry", LocalStages(home / "registry"), LIMITS, max_calls=1))
     yield client
     client.close()
 

@@ -52,7 +52,7 @@ class Api:
     def __init__(self, registry: Path, stages: Stages, limits: ServeRecipe, *, max_calls: int) -> None:
         self.live = LiveBundle(registry, stages)
         self.limits = limits
-        self._coalescer = Coalescer(stages, max_calls=max_calls)
+        self._coalescer = Coalescer(stages, max_calls=max_calls, max_waiting=limits.max_waiting)
 
     async def recommend(self, request: RecommendRequest) -> Response:
         """Returns the answer to a request, made by one bundle from end to end."""

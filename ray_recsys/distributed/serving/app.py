@@ -1,4 +1,4 @@
-"""The Serve graph from typed arguments: ingress → recall → rerank, or ingress → both stages in one replica.
+"""The Serve graph from typed arguments: ingress → recall → rerank, each in its replicas or all in the ingress's.
 
 `serve_config.yaml` names `build_app`; so does `local.serve`, so that both deploy the same thing.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.core.recommending.registry import Registry
@@ -18,6 +19,8 @@ from ray_recsys.errors import RecipeError
 from ray_recsys.recipe_files import load_recipe
 
 NAME = "ray-recsys"
+HEALTH_CHECK_PERIOD_S = 2.0  # a dead replica is replaced when it is next looked at
+_UNLIMITED = 1_000_000  # the ingress itself refuses above serve.max_waiting, by a problem; Serve would by plain text
 
 
 class AppArgs(BaseModel):
@@ -43,11 +46,11 @@ def build_app(args: AppArgs) -> serve.Application:
     registry = Path(_filled_in(args.registry)).absolute()
     Registry(registry).current()
     limits = _limits(args)
+    ingress = _deployment(Ingress, "ingress", limits, limits.ingress_replicas, max_ongoing_requests=_UNLIMITED)
+    if limits.fused:
+        return ingress.bind(str(registry), limits)
+    recall = _deployment(RecallStage, "recall", limits, limits.recall_replicas).bind(str(registry))
     rerank = _deployment(RerankStage, "rerank", limits, limits.rerank_replicas).bind(str(registry))
-    recall = None
-    if not limits.fused:
-        recall = _deployment(RecallStage, "recall", limits, limits.recall_replicas).bind(str(registry))
-    ingress = _deployment(Ingress, "ingress", limits, limits.ingress_replicas, max_ongoing_requests=1024)
     return ingress.bind(str(registry), limits, recall, rerank)
 
 
@@ -66,6 +69,8 @@ def _deployment(
         name=name,
         num_replicas=num_replicas,
         max_ongoing_requests=max_ongoing_requests,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),  # a line a request costs 5 %
         ray_actor_options={"num_cpus": limits.cpus_per_replica},
     )(of)
 

@@ -26,11 +26,11 @@ class Coalescer:
     Args:
         stages: Where calls go.
         max_calls: Calls under way at once.
-        max_batch: Queries of a call.
         max_waiting: Queries that may wait; more are refused.
+        max_batch: Queries of a call.
     """
 
-    def __init__(self, stages: Stages, *, max_calls: int, max_batch: int = 16, max_waiting: int = 1024) -> None:
+    def __init__(self, stages: Stages, *, max_calls: int, max_waiting: int, max_batch: int = 16) -> None:
         self._stages = stages
         self._max_calls, self._max_batch, self._max_waiting = max_calls, max_batch, max_waiting
         self._waiting: deque[_Waiting] = deque()

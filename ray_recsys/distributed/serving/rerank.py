@@ -1,16 +1,9 @@
-"""The rerank deployment: stage 2 in a process of its own, or both stages in one."""
+"""The rerank deployment: stage 2 in a process of its own."""
 
 from pathlib import Path
 
 from ray_recsys.core.recommending.recommender import Query
-from ray_recsys.distributed.serving.stages import (
-    Answer,
-    LoadedRecommenders,
-    Recalled,
-    run_both,
-    run_rerank,
-    use_one_thread,
-)
+from ray_recsys.distributed.serving.stages import Answer, LoadedRecommenders, Recalled, run_rerank, use_one_thread
 
 
 class RerankStage:
@@ -24,10 +17,6 @@ class RerankStage:
     async def rerank(self, version: str, queries: list[Query], recalled: list[Recalled]) -> list[Answer]:
         """Returns the answers from what recall made of the same queries by the same version."""
         return run_rerank(await self._recommenders.of(version), queries, recalled)
-
-    async def recall_and_rerank(self, version: str, queries: list[Query]) -> list[Answer]:
-        """Returns the answers of both stages: one hop between processes less."""
-        return run_both(await self._recommenders.of(version), queries)
 
     async def load(self, version: str) -> None:
         """Loads a version."""

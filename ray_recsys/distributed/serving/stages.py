@@ -90,6 +90,24 @@ class LoadedRecommenders:
             self._loaded.popitem(last=False)
 
 
+class LocalStages:
+    """Both stages in this process, on its event loop."""
+
+    def __init__(self, registry: Path) -> None:
+        use_one_thread()
+        self._recommenders = LoadedRecommenders(registry)
+        self._recommenders.load_current()
+
+    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
+        """Returns the answers to queries; see `Stages`."""
+        recommender = await self._recommenders.of(version)
+        return run_rerank(recommender, queries, run_recall(recommender, queries))
+
+    async def load(self, version: str) -> None:
+        """Loads a version."""
+        await self._recommenders.of(version)
+
+
 def use_one_thread() -> None:
     """Gives this process's kernels one thread: a request is too small for more, and requests are many."""
     torch.set_num_threads(1)
@@ -113,11 +131,6 @@ def run_rerank(recommender: Recommender, queries: list[Query], recalled: list[Re
         recommendations = recommender.rerank(query, before.candidates)
         answers.append(Answer(recommendations, before.recall_ms, _ms_since(start_s)))
     return answers
-
-
-def run_both(recommender: Recommender, queries: list[Query]) -> list[Answer]:
-    """Returns the answers of both stages run in one process."""
-    return run_rerank(recommender, queries, run_recall(recommender, queries))
 
 
 def _ms_since(start_s: float) -> float:
