@@ -130,7 +130,7 @@ def time_full_cluster() -> float:
     """Returns the seconds until a start fails whose trainers would hold every CPU."""
     start_s = time.perf_counter()
     try:
-        check_resources(load_recipe(None, ["train.cpus_per_worker=1"]), num_workers=4)
+        check_resources(load_recipe(None, ["train.cpus_per_worker=1", "train.num_workers=4"]))
     except ClusterError:
         return time.perf_counter() - start_s
     raise AssertionError("4 workers of 1 CPU leave Ray Data nothing on 4 CPUs")

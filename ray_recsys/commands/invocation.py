@@ -50,12 +50,12 @@ class Invocation:
     report: Reporter
     stdout: TextIO
 
-    def connect(self, *, include_dashboard: bool = False) -> AbstractContextManager[None]:
+    def connect(self) -> AbstractContextManager[None]:
         """Joins the cluster of --address, or starts a local one for the duration of the block."""
         from ray_recsys.distributed.cluster import connect
 
         self.report(f"joining Ray at {self.address}" if self.address else "starting Ray")
-        return connect(self.address, include_dashboard=include_dashboard)
+        return connect(self.address)
 
     def answer(self, result: BaseModel, *tables: Table) -> None:
         """Writes the result to stdout: the model as one JSON object, or the tables for people."""

@@ -37,7 +37,7 @@ def tune(invocation: Invocation, *, data: Path, output: Path) -> None:
     """
     from ray_recsys.distributed.tuning import tune as run
 
-    with invocation.connect(include_dashboard=True):  # Tune frees a stopped trial's workers through it
+    with invocation.connect():
         result = run(data, output, invocation.recipe, report=invocation.report)
     invocation.answer(result, facts(**_scalars(result.model_dump(mode="json"))))
 

@@ -28,6 +28,7 @@ from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
 from ray_recsys.core.sampling.samples_table import samples_from_table, samples_to_table
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
+from ray_recsys.progress import Reporter, silent
 
 _DATASET = "train"
 
@@ -41,13 +42,13 @@ class Feed:
     resources: FeedResources
 
 
-def make_feed(prepared: PreparedSet, recipe: Recipe, num_workers: int) -> Feed:
-    """Returns the feed of a training run, on the driver.
+def make_feed(prepared: PreparedSet, recipe: Recipe, *, report: Reporter = silent) -> Feed:
+    """Returns the feed of a training run, on the driver; `report` hears of nodes that are waited for.
 
     Raises:
         ClusterError: The cluster cannot hold the trainers and feed them.
     """
-    resources = check_resources(recipe, num_workers)
+    resources = check_resources(recipe, report=report)
     rows = [{"partition": p, "num_users": info.num_users} for p, info in enumerate(prepared.manifest.partitions)]
     listing = ray.data.from_items(rows, override_num_blocks=1)
     return Feed({_DATASET: listing}, PartitionConfig(prepared.path, resources), resources)

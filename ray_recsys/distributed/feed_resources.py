@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import ray
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import Recipe, TrainRecipe
 from ray_recsys.errors import ClusterError
+from ray_recsys.progress import Reporter, silent
 
 _WAIT_S = 3.0  # for CPUs that a stage before this one is just giving back
 _MIN_TASK_CPUS = 0.25
+_TOLERANCE = 1e-6  # sums of fractions of CPUs
 _MAX_TASK_CPUS = {"worker": 0.5, "task": 1.0}
 
 
@@ -29,28 +31,27 @@ class FeedResources:
     """Tasks of one worker's feed at a time."""
 
 
-def check_resources(recipe: Recipe, num_workers: int | None = None) -> FeedResources:
+def check_resources(recipe: Recipe, *, report: Reporter = silent) -> FeedResources:
     """Returns what the feed may use beside the trainers.
 
     Args:
         recipe: Its train and feed sections.
-        num_workers: Train workers; None: the recipe's.
+        report: Told what is missing where the recipe says that nodes may come.
 
     Raises:
         ClusterError: The cluster, or what others leave of it, has too few CPUs or GPUs; says how many are missing.
     """
-    num_workers = num_workers or recipe.train.num_workers
+    train = recipe.train
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    try:
+        _check(recipe, nodes)
+    except ClusterError as error:
+        if not train.wait_for_nodes:
+            raise
+        report(f"waiting for nodes: {str(error).partition(';')[0]}")
     placement = _choose_placement(recipe, nodes)
-    needed = {"CPU": num_workers * (recipe.train.cpus_per_worker + _MIN_TASK_CPUS)}
-    if recipe.train.use_gpu:
-        needed["GPU"] = float(num_workers)
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
-    _check(needed, total, recipe, num_workers, "has")
-    _check_nodes_hold(recipe, num_workers, nodes)
-    _check(needed, _wait_for(needed), recipe, num_workers, "has free")
-    spare = (total["CPU"] - num_workers * recipe.train.cpus_per_worker) / num_workers
-    task_cpus = min(_MAX_TASK_CPUS[placement], spare)
+    spare = sum(node.get("CPU", 0.0) for node in nodes) / train.num_workers - train.cpus_per_worker
+    task_cpus = min(_MAX_TASK_CPUS[placement], max(_MIN_TASK_CPUS, spare))
     return FeedResources(placement, int(task_cpus * 100) / 100, max(1, int(spare / task_cpus)))
 
 
@@ -61,34 +62,45 @@ def _choose_placement(recipe: Recipe, nodes: list[dict[str, float]]) -> Literal[
     return "task" if recipe.train.use_gpu and has_cpu_nodes else "worker"
 
 
-def _check(needed: Mapping[str, float], there: Mapping[str, Any], recipe: Recipe, num_workers: int, verb: str) -> None:
-    for name, amount in needed.items():
-        if there.get(name, 0.0) + 1e-6 < amount:
-            has = there.get(name, 0.0)
-            each, keys = "one each", "train.num_workers"
-            if name == "CPU":
-                each = f"{recipe.train.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
-                keys += " or train.cpus_per_worker"
-            raise ClusterError(
-                f"{num_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
-                f"{amount - has:g} missing; lower {keys}, add nodes, or wait for other jobs to end"
-            )
-
-
-def _check_nodes_hold(recipe: Recipe, num_workers: int, nodes: list[dict[str, float]]) -> None:
+def _check(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
     train = recipe.train
+    needed = {"CPU": train.num_workers * (train.cpus_per_worker + _MIN_TASK_CPUS)}
+    if train.use_gpu:
+        needed["GPU"] = float(train.num_workers)
+    _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, train, "has")
+    _check_nodes_hold(train, nodes)
+    _check_amounts(needed, _wait_for(needed), train, "has free")
+
+
+def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], train: TrainRecipe, verb: str) -> None:
+    for name, amount in needed.items():
+        has = there.get(name, 0.0)
+        if has + _TOLERANCE >= amount:
+            continue
+        each, keys = "one each", "train.num_workers"
+        if name == "CPU":
+            each = f"{train.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
+            keys += " or train.cpus_per_worker"
+        raise ClusterError(
+            f"{train.num_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
+            f"{amount - has:g} missing; lower {keys}, add nodes, or wait for other jobs to end; "
+            "where nodes start on demand, set train.wait_for_nodes"
+        )
+
+
+def _check_nodes_hold(train: TrainRecipe, nodes: list[dict[str, float]]) -> None:
     room = sum(
         min(
-            int((node.get("CPU", 0.0) + 1e-6) / train.cpus_per_worker),
-            int(node.get("GPU", 0.0)) if train.use_gpu else num_workers,
+            int((node.get("CPU", 0.0) + _TOLERANCE) / train.cpus_per_worker),
+            int(node.get("GPU", 0.0)) if train.use_gpu else train.num_workers,
         )
         for node in nodes
     )
-    if room < num_workers:
+    if room < train.num_workers:
         each = f"{train.cpus_per_worker:g} CPUs" + (" and a GPU" if train.use_gpu else "")
         raise ClusterError(
-            f"{num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a worker "
-            "cannot be spread over nodes; lower train.num_workers or train.cpus_per_worker, or add nodes"
+            f"{train.num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
+            "worker cannot be spread over nodes; lower train.num_workers or train.cpus_per_worker, or add nodes"
         )
 
 
@@ -96,6 +108,6 @@ def _wait_for(needed: Mapping[str, float]) -> Mapping[str, float]:
     end_s = time.monotonic() + _WAIT_S
     while True:
         free: dict[str, float] = ray.available_resources()
-        if time.monotonic() > end_s or all(free.get(name, 0.0) + 1e-6 >= need for name, need in needed.items()):
+        if time.monotonic() > end_s or all(free.get(name, 0.0) + _TOLERANCE >= need for name, need in needed.items()):
             return free
         time.sleep(0.1)

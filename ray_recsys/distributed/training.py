@@ -20,10 +20,10 @@ from ray_recsys.core.learning.resume import begin_run, can_resume
 from ray_recsys.core.learning.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
 from ray_recsys.core.models.model_files import SHAPE, WEIGHTS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.distributed.feed import make_feed
+from ray_recsys.distributed.feed import Feed, make_feed
 from ray_recsys.distributed.training_loop import WorkerArgs, train_worker
 from ray_recsys.distributed.training_progress import watching
-from ray_recsys.errors import ClusterError, RecsysError, StageError
+from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
 
@@ -67,39 +67,24 @@ def train(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, rep
         input_fingerprint=prepared.manifest.input_fingerprint,
         recipe=recipe,
     )
-    if not resume:
-        begin_run(output, start)
-    elif can_resume(output, start):
-        report(f"resuming the run at {output}")
-    else:
+    if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return _result(output, Run.open(output).manifest, start_s)
-    _check_resources(recipe)
-    checkpoint = _fit(prepared, output, recipe, report)
+    feed = make_feed(prepared, recipe, report=report)  # before anything is written: it refuses too small a cluster
+    if resume:
+        report(f"resuming the run at {output}")
+    else:
+        begin_run(output, start)
+    checkpoint = _fit(feed, WorkerArgs(data=prepared.path, run=output, recipe=recipe), report)
     manifest = _export(checkpoint, output)
     best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
     report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
     return _result(output, manifest, start_s)
 
 
-def _check_resources(recipe: Recipe) -> None:
-    """Ray would wait for ever for what the cluster does not have."""
-    train = recipe.train
-    has = ray.cluster_resources()
-    needs = {"CPU": train.num_workers * train.cpus_per_worker, "GPU": float(train.num_workers * train.use_gpu)}
-    for name, amount in needs.items():
-        if amount > has.get(name, 0.0):
-            raise ClusterError(
-                f"training needs {amount:g} {name}s (train.num_workers = {train.num_workers}), but the cluster has "
-                f"{has.get(name, 0.0):g}; lower train.num_workers or add nodes"
-            )
-
-
-def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) -> Path:
+def _fit(feed: Feed, args: WorkerArgs, report: Reporter) -> Path:
     """Runs Ray Train to the end; returns the last checkpoint."""
-    train = recipe.train
-    feed = make_feed(prepared, recipe, train.num_workers)
-    args = WorkerArgs(data=prepared.path, run=output, recipe=recipe)
+    train = args.recipe.train
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=args.model_dump(),
@@ -110,7 +95,7 @@ def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) 
         ),
         run_config=ray.train.RunConfig(
             name="train",
-            storage_path=str(output / RAY_STORAGE),
+            storage_path=str(args.run / RAY_STORAGE),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -119,7 +104,7 @@ def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) 
     )
     report(f"starting {train.num_workers} workers")
     try:
-        with watching(output / CURVES, report):
+        with watching(args.run / CURVES, report):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explain(error) from error

@@ -29,7 +29,6 @@ from ray_recsys.errors import ArtifactError, DataError, StageError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.recipe_files import dump_recipe
 
-NEEDS_DASHBOARD = False
 BEST_RECIPE = "best_recipe.toml"
 TRIALS = "trials.csv"
 _STORAGE = "ray"

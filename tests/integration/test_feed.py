@@ -64,7 +64,7 @@ def _count(config: dict[Any, Any]) -> Any:
 
 
 def test_trainer_feeds_every_worker(prepared: PreparedSet) -> None:
-    feed = make_feed(prepared, recipe_of(), 1)
+    feed = make_feed(prepared, recipe_of("train.num_workers=1"))
     trainer = ray.train.torch.TorchTrainer(
         _count,
         train_loop_config={"data": str(prepared.path)},
@@ -80,7 +80,7 @@ def test_trainer_feeds_every_worker(prepared: PreparedSet) -> None:
 
 
 def test_each_worker_gets_its_stream(prepared: PreparedSet) -> None:
-    feed = make_feed(prepared, recipe_of(), 2)
+    feed = make_feed(prepared, recipe_of())
     config = PartitionConfig(prepared.path, feed.resources)
     shards = config.configure(feed.datasets, world_size=3)
     assert [shard["train"].num_users[4] for shard in shards] == [18, 18, 18]
@@ -89,10 +89,17 @@ def test_each_worker_gets_its_stream(prepared: PreparedSet) -> None:
 def test_too_large_a_request_fails_at_once() -> None:
     start_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"4 train workers need 5 CPUs .* the cluster has 4: 1 missing"):
-        check_resources(recipe_of("train.cpus_per_worker=1"), 4)
+        check_resources(recipe_of("train.cpus_per_worker=1", "train.num_workers=4"))
     with pytest.raises(ClusterError, match=r"need 1 GPUs .* has 0"):
-        check_resources(recipe_of("train.use_gpu=true"), 1)
+        check_resources(recipe_of("train.use_gpu=true", "train.num_workers=1"))
     assert time.monotonic() - start_s < 1
+
+
+def test_nodes_that_start_on_demand_are_waited_for() -> None:
+    lines: list[str] = []
+    recipe = recipe_of("train.cpus_per_worker=8", "train.wait_for_nodes=true", "feed.placement='task'")
+    assert check_resources(recipe, report=lines.append) == FeedResources("task", 0.25, 1)
+    assert [line.partition(" (")[0] for line in lines] == ["waiting for nodes: 2 train workers need 16.5 CPUs"]
 
 
 def test_full_cluster_fails_soon() -> None:
@@ -104,6 +111,6 @@ def test_full_cluster_fails_soon() -> None:
     assert ray.get(hog.ready.remote())
     start_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"need 1.5 CPUs .* has free 0.5: 1 missing"):
-        check_resources(recipe_of("train.cpus_per_worker=0.5"), 2)
+        check_resources(recipe_of("train.cpus_per_worker=0.5"))
     ray.kill(hog)
     assert time.monotonic() - start_s < 5

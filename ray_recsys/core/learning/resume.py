@@ -11,7 +11,7 @@ from ray_recsys.errors import ArtifactError
 
 # Keys of [train] and [feed] that decide where a run is computed, not what: they may change when it is resumed.
 _PLACEMENT_KEYS = {
-    "train": {"num_workers", "use_gpu", "cpus_per_worker", "threads_per_worker", "max_failures"},
+    "train": {"num_workers", "use_gpu", "cpus_per_worker", "threads_per_worker", "wait_for_nodes", "max_failures"},
     "feed": {"placement"},
 }
 
