@@ -52,7 +52,8 @@ export function stringify(value, space) {
   return JSON.stringify(value, exact, space);
 }
 
-function parse(text) {
+/** JSON.parse that reads integers beyond 2^53 as BigInt. */
+export function parse(text) {
   try {
     // Ids may be 64-bit integers, which a JavaScript number would round.
     return JSON.parse(text, (_, value, context) =>

@@ -198,3 +198,27 @@ def test_a_phone_does_not_scroll_sideways(page: Page) -> None:
     assert not page.evaluate(sideways)
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_the_api_is_described_and_asked_without_the_internet(page: Page, address: str) -> None:
+    outside: list[str] = []
+    page.on("request", lambda request: None if request.url.startswith(address) else outside.append(request.url))
+    page.get_by_role("link", name="API docs").click()
+    expect(page.locator(".operation")).to_have_count(8)
+    recommend = page.locator(".operation").first
+    recommend.get_by_label("body").fill('{"user_id": "user-00003", "k": 3}')
+    recommend.get_by_role("button", name="Send").click()
+    expect(recommend.locator(".answer")).to_contain_text('"source": "two-stage"')
+    expect(recommend.locator(".answer")).to_contain_text(re.compile(r"200 in [\d.]+ ms"))
+    recommend.get_by_label("body").fill('{"k": 1000}')
+    recommend.get_by_role("button", name="Send").click()
+    expect(recommend.locator(".answer")).to_contain_text('"limit": 100')
+    seen = page.locator(".operation", has_text="/v1/users/{user_id}/seen")
+    seen.locator("summary").click()
+    seen.get_by_label("user_id").fill("user-00003")
+    seen.get_by_label("limit").fill("2")
+    seen.get_by_role("button", name="Send").click()
+    expect(seen.locator(".answer")).to_contain_text("item-")
+    page.get_by_role("link", name="RecommendResponse").first.click()
+    expect(page.locator("#RecommendResponse table")).to_contain_text("timings_ms")
+    assert [url for url in outside if not url.startswith("data:")] == []

@@ -49,9 +49,9 @@ INDEX = "index.faiss"
 
 
 class BundleManifest(BaseModel):
-    """What a bundle says of itself."""
+    """What a bundle says of itself, in its directory and over HTTP."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: str
     """UTC time of making, and the first 8 hex digits of the content's sha256."""

@@ -1,4 +1,4 @@
-"""The HTTP API over two stages, wherever these run; the page is at `/`.
+"""The HTTP API over two stages, wherever these run; the page is at `/`, the API's description at `/docs`.
 
 This module does not know Ray: the same app answers in a replica of the graph, in a test and in a benchmark.
 """
@@ -17,12 +17,12 @@ from starlette.responses import Response
 
 from ray_recsys import __version__
 from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommending.bundle import BundleManifest
 from ray_recsys.distributed.serving.coalescer import Coalescer
 from ray_recsys.distributed.serving.live import LiveBundle
 from ray_recsys.distributed.serving.problems import MEDIA_TYPE, Problem, answer_problems, unknown_id
 from ray_recsys.distributed.serving.requests import check_limit, resolve, show_items, show_scored
 from ray_recsys.distributed.serving.schemas import (
-    BundleResponse,
     Health,
     ItemsResponse,
     ProblemBody,
@@ -99,6 +99,8 @@ def make_app(api: Api) -> FastAPI:
         version=__version__,
         description="Recommendations in two stages: recall from the whole catalogue, rerank by NeuMF.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their code from the internet; ours is among the web files
+        redoc_url=None,
     )
     answer_problems(app)
     _add_recommend_routes(app, api)
@@ -150,9 +152,9 @@ def _add_recommend_routes(app: FastAPI, api: Api) -> None:
 
 def _add_catalogue_routes(app: FastAPI, api: Api) -> None:
     @app.get("/v1/bundle", tags=["bundle"])
-    def bundle() -> BundleResponse:
+    def bundle() -> BundleManifest:
         """Tells what the live bundle is."""
-        return BundleResponse.model_validate(api.live.bundle.manifest.model_dump())
+        return api.live.bundle.manifest
 
     @app.get("/v1/users", responses={422: _PROBLEMS[422]}, tags=["bundle"])
     def users(limit: _Limit = 20) -> UsersResponse:

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from ray_recsys.config import Recipe
-
 ExternalId = StrictInt | StrictStr
 Count = Annotated[int, Field(ge=1, strict=True)]
 
@@ -76,20 +74,6 @@ class SimilarResponse(_Schema):
     item: Item
     items: list[ScoredItem]
     bundle: str
-
-
-class BundleResponse(_Schema):
-    """What the live bundle says of itself."""
-
-    version: str
-    parent: str | None
-    created_at: str
-    num_users: int
-    num_items: int
-    num_interactions: int
-    metrics: dict[str, dict[str, float]]
-    data_fingerprint: str
-    recipe: Recipe
 
 
 class UsersResponse(_Schema):

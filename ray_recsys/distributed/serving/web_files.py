@@ -1,4 +1,4 @@
-"""The page's files, read once: what is not among them is not found, whatever the path says."""
+"""The pages' files, read once: what is not among them is not found, whatever the path says."""
 
 import hashlib
 import mimetypes
@@ -8,15 +8,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 _ENDINGS = (".html", ".css", ".js", ".svg")
+_PAGES = {"index.html": "/", "docs.html": "/docs"}
 
 
 def web_routes() -> APIRouter:
-    """Returns a GET route for each of the page's files, index.html at `/`."""
+    """Returns a GET route for each of the pages' files: index.html at `/`, docs.html at `/docs`."""
     router = APIRouter(include_in_schema=False)
     for entry in files("ray_recsys.web").iterdir():
         if entry.name.endswith(_ENDINGS):
-            path = "/" if entry.name == "index.html" else f"/{entry.name}"
-            _add_file(router, path, entry.name, entry.read_bytes())
+            _add_file(router, _PAGES.get(entry.name, f"/{entry.name}"), entry.name, entry.read_bytes())
     return router
 
 
