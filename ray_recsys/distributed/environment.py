@@ -10,6 +10,7 @@ _DEFAULTS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # else Tune draws a table on stdout however silent it is told to be
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # 8-13 x the default proxy's rate
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # gRPC between replicas

@@ -13,7 +13,7 @@ from tests.factories import make_prepared_set
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def test_a_search_writes_the_best_recipe(tmp_path: Path) -> None:
+def test_a_search_writes_the_best_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepared = make_prepared_set(tmp_path / "data")
     recipe = parse_recipe(
         {
@@ -26,6 +26,7 @@ def test_a_search_writes_the_best_recipe(tmp_path: Path) -> None:
     lines: list[str] = []
     result = tune(prepared.path, tmp_path / "tuned", recipe, report=lines.append)
 
+    assert capfd.readouterr().out == ""  # Tune's own tables stay away
     assert result.num_trials == len(result.trials) == 3
     assert all(trial.error is None and 1 <= trial.num_epochs <= 4 for trial in result.trials)
     values = [trial.metrics["NDCG@10"] for trial in result.trials]
