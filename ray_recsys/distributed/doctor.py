@@ -25,7 +25,6 @@ from ray_recsys.progress import Reporter, silent
 GIB = 2**30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 _PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
-_PROXY_PORTS = {8404: "HAProxy's statistics", 9101: "HAProxy's metrics"}
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -52,7 +51,7 @@ class Diagnosis(BaseModel):
 def examine(recipe: Recipe, address: str | None = None, *, report: Reporter = silent) -> Diagnosis:
     """Returns what was found on this machine and, at `address`, on its cluster."""
     report("looking at this machine")
-    checks = [*_check_versions(), *_check_machine(), *_check_ports(recipe), _check_auth()]
+    checks = [*_check_versions(), *_check_machine(), _check_port(recipe), _check_auth()]
     report("looking at Ray")
     checks += _check_cluster(recipe, address)
     return Diagnosis(checks=tuple(checks))
@@ -102,19 +101,16 @@ def _check_threads() -> Check:
     return Check(name="cores", status="ok", detail=detail)
 
 
-def _check_ports(recipe: Recipe) -> Iterator[Check]:
-    wanted = {recipe.serve.port: "serve.port", **_PROXY_PORTS} if recipe.serve.port else _PROXY_PORTS
-    for port, use in wanted.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((recipe.serve.host, port))
-            except OSError as error:
-                status: Status = "fail" if use == "serve.port" else "warn"
-                remedy = "--set serve.port=0 takes a free one" if status == "fail" else "end the other program"
-                yield Check(name=f"port {port}", status=status, detail=f"{use}: {error.strerror}", remedy=remedy)
-            else:
-                yield Check(name=f"port {port}", status="ok", detail=f"free ({use})")
+def _check_port(recipe: Recipe) -> Check:
+    host, port = recipe.serve.host, recipe.serve.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            detail, remedy = f"serve.port: {error.strerror}", "--set serve.port=0 takes a free one"
+            return Check(name=f"port {port}", status="fail", detail=detail, remedy=remedy)
+    return Check(name=f"port {port}", status="ok", detail="free (serve.port)")
 
 
 def _check_auth() -> Check:
@@ -146,6 +142,7 @@ def _check_cluster(recipe: Recipe, address: str | None) -> Iterator[Check]:
             yield Check(name="ray", status="ok", detail=detail)
             yield _check_task()
             yield _check_trainers(recipe, have)
+            yield _check_replicas(recipe, have)
     except ClusterError as error:
         yield Check(name="ray", status="fail", detail=str(error), remedy="see the message")
 
@@ -187,6 +184,21 @@ def _check_trainers(recipe: Recipe, have: dict[str, Any]) -> Check:
             remedy="lower train.num_workers or train.cpus_per_worker",
         )
     return Check(name="trainers", status="ok", detail=detail)
+
+
+def _check_replicas(recipe: Recipe, have: dict[str, Any]) -> Check:
+    serve = recipe.serve
+    replicas = serve.ingress_replicas + (0 if serve.fused else serve.recall_replicas + serve.rerank_replicas)
+    needed = replicas * serve.cpus_per_replica
+    detail = f"{replicas} Serve replicas need {needed:g} CPUs"
+    if needed > have.get("CPU", 0):
+        return Check(
+            name="replicas",
+            status="fail",
+            detail=f"{detail}; there are {have.get('CPU', 0):g}",
+            remedy="lower serve.cpus_per_replica or the numbers of replicas",
+        )
+    return Check(name="replicas", status="ok", detail=detail)
 
 
 def _at_least(name: str, found: int, *, warn: int, fail: int, remedy: str) -> Check:

@@ -20,6 +20,7 @@ def test_a_ready_machine_passes_and_every_doubt_has_a_remedy() -> None:
     assert "4 CPUs" in found["ray"].detail
     assert found["a task"].detail.startswith("ran with ray_recsys ")
     assert found["trainers"].status == "ok"
+    assert (found["replicas"].status, found["replicas"].detail) == ("ok", "1 Serve replicas need 0.25 CPUs")
 
 
 def test_what_the_recipe_asks_too_much_is_found() -> None:
@@ -27,10 +28,12 @@ def test_what_the_recipe_asks_too_much_is_found() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        found = _by_name(examine(load_recipe(overrides=[f"serve.port={port}", "train.num_workers=64"])).checks)
+        asked = [f"serve.port={port}", "train.num_workers=64", "serve.fused=false", "serve.cpus_per_replica=2"]
+        found = _by_name(examine(load_recipe(overrides=asked)).checks)
     assert found[f"port {port}"].status == "fail"
     assert found["trainers"].status == "fail"
     assert "64 workers need 32 CPUs" in found["trainers"].detail
+    assert (found["replicas"].status, found["replicas"].detail) == ("fail", "3 Serve replicas need 6 CPUs; there are 4")
 
 
 def test_gpus_that_are_not_there_are_found() -> None:
