@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def missed_targets(measurements: list[Measurement]) -> list[str]:
     return missed
 
 
+def describe_cost(measurements: list[Measurement]) -> list[str]:
+    """Returns what a row of ours costs at the ends, with the fixed start in it, and between sizes, without it."""
+    ours = sorted((m for m in measurements if m.engine == "prepare"), key=lambda m: m.rows)
+    first, last = ours[0], ours[-1]
+    growth = first.rows_per_s / last.rows_per_s
+    lines = [f"a row at {last.rows:,} costs {growth:.2f} x that at {first.rows:,}, the start of processes in both"]
+    for before, after in pairwise(ours):
+        cost_s = (after.seconds - before.seconds) / (after.rows - before.rows)
+        lines.append(f"a further row from {before.rows:,} to {after.rows:,}: {cost_s * 1e6:.2f} us")
+    return lines
+
+
 def format_table(measurements: list[Measurement]) -> str:
     """Returns the measurements as text, a line each."""
     polars = {m.rows: m for m in measurements if m.engine == "polars"}
@@ -174,6 +187,8 @@ def main(
         write_plot(measurements, plot)
     result = {"measurements": [asdict(m) for m in measurements], "missed": missed}
     click.echo(json.dumps(result) if as_json else format_table(measurements))
+    for line in describe_cost(measurements) if "prepare" in engines else []:
+        click.echo(line, err=True)
     for line in missed:
         click.echo(f"missed: {line}", err=True)
     if check and missed:
