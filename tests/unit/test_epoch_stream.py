@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,9 @@ import pytest
 from ray_recsys.config import FeedRecipe, Recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prefetch import Prefetched
-from ray_recsys.core.sampling.epoch_plan import Piece
+from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.sampling.histories_source import HistoriesSource
 from ray_recsys.core.sampling.local_feed import local_feed
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives
@@ -66,6 +67,33 @@ def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
     assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.1
 
 
+def test_windows_grow_from_a_small_one_and_are_others_each_epoch() -> None:
+    recipe = load_recipe(None, ["feed.window_interactions=4000000"])
+    plan = EpochPlan.make([1_000_000] * 12, recipe, rank=0, world_size=1)
+    first, second = (plan.windows(epoch) for epoch in (1, 2))
+    assert [len(window.pieces) for window in first] == [1, 2, 4, 4, 1]
+    assert sorted(piece for window in first for piece in window.pieces) == list(plan.pieces)
+    assert [window.pieces for window in first] != [window.pieces for window in second]
+
+
+@pytest.mark.parametrize(("window", "num_reads"), [(10**6, 1), (150, 2)])
+def test_what_fits_into_a_window_is_read_once(tmp_path: Path, window: int, num_reads: int) -> None:
+    recipe = load_recipe(None, ["train.epochs=2", f"feed.window_interactions={window}"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=4)
+    plan = EpochPlan.make([info.num_training for info in prepared.manifest.partitions], recipe, rank=0, world_size=1)
+    were_read: list[int] = []
+
+    def read(pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+        for piece in pieces:
+            were_read.append(piece.partition)
+            yield prepared.read_columns(piece.partition, ["user_idx", "item_idx"])
+
+    source = HistoriesSource(plan, NegativeSampler.from_recipe(recipe, prepared.item_counts()), recipe, read)
+    for epoch in (1, 2):
+        assert sum(1 for _ in source(epoch, plan.windows(epoch))) == len(plan.windows(epoch))
+    assert sorted(were_read) == sorted([*range(4)] * num_reads)
+
+
 def test_a_user_who_has_everything_weighs_nothing(tmp_path: Path) -> None:
     prepared = make_prepared_set(tmp_path / "data")
     table = pa.table({"user_idx": [0, 1], "item_idx": pa.array([[2, 0, 1], [1]], pa.list_(pa.int32()))})
@@ -110,7 +138,6 @@ def test_weights_by_hand() -> None:
     np.testing.assert_allclose(recency, np.array([0.25, 0.5, 1, 1.75 / 3]) * 3 / 1.75, rtol=1e-6)
     both = np.array([0.25, 0.5 * (1 + np.log(3)), 1])
     found = positive_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
-    assert found is not None
     assert found is not None
     np.testing.assert_allclose(found, [*(both * 3 / both.sum()), 1], rtol=1e-6)
     with pytest.raises(ArtifactError, match="deduplicate = 'count'"):
