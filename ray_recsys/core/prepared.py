@@ -127,7 +127,13 @@ def write_partition(
     name = f"users/part-{partition:05d}.parquet"
     path = directory / name
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(to_table(histories, user_ids), path, compression="zstd", compression_level=1)
+    table = to_table(histories, user_ids)
+    # Times rise inside a user: differences are smaller than a dictionary, and take half the time to write and to read.
+    rising = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
+    encodings = dict.fromkeys(rising, "DELTA_BINARY_PACKED")
+    pq.write_table(
+        table, path, compression="zstd", compression_level=1, use_dictionary=False, column_encoding=encodings
+    )
     info = PartitionInfo(
         file=name,
         first_user_idx=histories.first_user_idx,

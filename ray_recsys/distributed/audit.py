@@ -1,16 +1,15 @@
-"""Audits a prepared set with a Ray Data task per partition; only findings and item counts come back.
+"""Audits a prepared set with a Ray Data task per partition; only findings, item counts and ids out of place come back.
 
 Does not know what the checks are: see `ray_recsys.core.inspecting.audit` and its siblings.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
-import ray.data
 
 from ray_recsys.core.histories import Int64s
 from ray_recsys.core.inspecting.audit import (
@@ -21,24 +20,16 @@ from ray_recsys.core.inspecting.audit import (
     audit_manifest,
     merge_findings,
 )
-from ray_recsys.core.inspecting.audit_partition import audit_partition, damaged_file
+from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_partition, damaged_file
+from ray_recsys.core.inspecting.audit_users import audit_user_partitions
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.sampling.negatives import NegativeSampler
+from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
 
 NUM_NEGATIVE_PARTITIONS = 8
 """Partitions whose negatives are drawn, at most; spread evenly over all."""
-_INTEGERS = pa.list_(pa.int64())
-_SCHEMA = pa.schema(
-    {
-        "partition": pa.int64(),
-        "findings": pa.list_(pa.string()),
-        "item_idx": _INTEGERS,
-        "counts": _INTEGERS,
-        "num_negatives": pa.int64(),
-    }
-)
 
 
 def audit(data: Path, *, report: Reporter = silent) -> AuditReport:
@@ -56,9 +47,12 @@ def audit(data: Path, *, report: Reporter = silent) -> AuditReport:
         return _report(data, prepared, findings)
     items = prepared.read_items()
     recount = np.zeros(items.num_rows, np.int64)
-    num_negatives, partition_findings = _audit_partitions(prepared, items, recount, report)
-    findings += [*partition_findings, *audit_items(items, recount), *audit_manifest(prepared.manifest)]
-    audited = _report(data, prepared, findings, num_negatives)
+    audits = _audit_partitions(prepared, items, recount, report)
+    findings += [finding for audited in audits.values() for finding in audited.findings]
+    misplaced = {p: audited.misplaced for p, audited in audits.items() if audited.misplaced is not None}
+    findings += audit_user_partitions(prepared, misplaced)
+    findings += [*audit_items(items, recount), *audit_manifest(prepared.manifest)]
+    audited = _report(data, prepared, findings, sum(audited.num_negatives for audited in audits.values()))
     report("passed" if audited.passed else f"{len(audited.findings)} faults found")
     return audited
 
@@ -77,43 +71,25 @@ def _damaged_side_files(prepared: PreparedSet) -> list[Finding]:
 
 def _audit_partitions(
     prepared: PreparedSet, items: pa.Table, recount: Int64s, report: Reporter
-) -> tuple[int, list[Finding]]:
-    """Runs the tasks; adds their counts to `recount` and returns their findings in order of partition."""
+) -> dict[int, PartitionAudit]:
+    """Runs the tasks and adds their counts to `recount`; returns their audits in order of partition, without counts."""
     num_partitions = len(prepared.manifest.partitions)
-    step = -(-num_partitions // NUM_NEGATIVE_PARTITIONS)
-    num_items = items.num_rows
     counts = items["count"].to_numpy().astype(np.int64)
-    sampler = ray.put(NegativeSampler.from_recipe(prepared.manifest.recipe, counts))
+    item_rank = np.empty(items.num_rows, np.int64)
+    item_rank[pc.sort_indices(items["item_id"]).to_numpy()] = np.arange(items.num_rows)
+    shared = ray.put((item_rank, NegativeSampler.from_recipe(prepared.manifest.recipe, counts)))
+    step = -(-num_partitions // NUM_NEGATIVE_PARTITIONS)
 
-    def check(batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
-        (partition,) = batch["id"].tolist()
-        draws = ray.get(sampler) if partition % step == 0 else None
-        audited = audit_partition(prepared, partition, num_items, draws)
-        row = {
-            "partition": partition,
-            "findings": [finding.model_dump_json() for finding in audited.findings],
-            "item_idx": audited.item_idx,
-            "counts": audited.counts,
-            "num_negatives": audited.num_negatives,
-        }
-        return pa.Table.from_pylist([row], schema=_SCHEMA)
+    def check(partition: int) -> tuple[int, PartitionAudit]:
+        item_rank, sampler = ray.get(shared)
+        return partition, audit_partition(prepared, partition, item_rank, None if partition % step else sampler)
 
-    tasks = ray.data.range(num_partitions, override_num_blocks=num_partitions).map_batches(check, batch_size=1)
-    num_negatives = 0
-    found: dict[int, list[str]] = {}
-    block: pa.Table
-    for block in tasks.iter_batches(batch_size=None, batch_format="pyarrow"):
-        add_counts(recount, _flat(block["item_idx"]), _flat(block["counts"]))
-        num_negatives += sum(block["num_negatives"].to_pylist())
-        found.update(zip(block["partition"].to_pylist(), block["findings"].to_pylist(), strict=True))
-        report(f"checked {len(found):,} of {num_partitions:,} partitions")
-    texts = [text for partition in sorted(found) for text in found[partition]]
-    return num_negatives, [Finding.model_validate_json(text) for text in texts]
-
-
-def _flat(column: pa.ChunkedArray) -> Int64s:
-    values: Int64s = column.combine_chunks().flatten().to_numpy()
-    return values
+    audits: dict[int, PartitionAudit] = {}
+    for partition, audited in run_tasks(check, num_partitions):
+        add_counts(recount, audited.item_idx, audited.counts)
+        audits[partition] = replace(audited, item_idx=audited.item_idx[:0], counts=audited.counts[:0])
+        report(f"checked {len(audits):,} of {num_partitions:,} partitions")
+    return dict(sorted(audits.items()))
 
 
 def _report(data: Path, prepared: PreparedSet | None, findings: list[Finding], num_negatives: int = 0) -> AuditReport:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.core.artifact import MANIFEST
@@ -44,6 +46,17 @@ def test_faults_are_counted_over_partitions_and_items(tmp_path: Path) -> None:
     assert (leak.fault, leak.count) == ("pairs of the training in the validation", 60)
     assert leak.examples[0].startswith("user_idx 0 ('user-00000'), item_idx ")
     assert adding.fault == "counts of the manifest that do not add up"
+
+
+def test_a_user_in_two_partitions_is_found(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "prepared")
+    path = prepared.partition_path(1)
+    table = pq.read_table(path)
+    ids = ["user-00002", *table["user_id"].to_pylist()[1:]]
+    pq.write_table(table.set_column(1, "user_id", pa.array(ids)), path)
+    write_prepared_manifest(prepared.path, prepared.manifest, {})
+    (finding,) = audit(prepared.path).findings
+    assert finding.examples == ("user_id 'user-00002' in 2 partitions",)
 
 
 def test_damage_is_a_finding_and_not_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,7 @@ from ray_recsys.core.inspecting.audit import (
 )
 from ray_recsys.core.inspecting.audit_histories import AuditedUsers, audit_negatives
 from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_partition
+from ray_recsys.core.inspecting.audit_users import audit_user_partitions, home_partitions, misplaced_users
 from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from tests.factories import make_prepared_set
@@ -46,7 +48,12 @@ def rewrite(prepared: PreparedSet, change: Change, **manifest_changes: object) -
 
 
 def checked(prepared: PreparedSet) -> PartitionAudit:
-    return audit_partition(prepared, PARTITION, prepared.manifest.num_items)
+    return audit_partition(prepared, PARTITION, item_rank(prepared))
+
+
+def item_rank(prepared: PreparedSet) -> Int64s:
+    ranks: Int64s = np.argsort(pc.sort_indices(prepared.read_items()["item_id"]).to_numpy())
+    return ranks
 
 
 def only_finding(prepared: PreparedSet) -> Finding:
@@ -67,7 +74,7 @@ def test_a_clean_set_has_no_finding(prepared: PreparedSet) -> None:
     sampler = NegativeSampler.from_recipe(Recipe(), prepared.item_counts())
     recount = np.zeros(prepared.manifest.num_items, np.int64)
     for partition in range(len(prepared.manifest.partitions)):
-        audited = audit_partition(prepared, partition, len(recount), sampler)
+        audited = audit_partition(prepared, partition, item_rank(prepared), sampler)
         assert audited.findings == ()
         assert audited.num_negatives == prepared.manifest.partitions[partition].num_training * 4
         add_counts(recount, audited.item_idx, audited.counts)
@@ -128,6 +135,49 @@ def test_an_item_held_out_too_early(prepared: PreparedSet) -> None:
     finding = only_finding(rewrite(prepared, early))
     assert finding.fault == "test items earlier than the user's last that is not held out for it"
     assert finding.examples[0].endswith("second 999999")
+
+
+def in_id_order(prepared: PreparedSet, part: Interactions, timestamp_s: Int64s) -> Interactions:
+    """Returns a part with each user's items in order of id, as they are when all are of one moment."""
+    order = np.lexsort((item_rank(prepared)[part.item_idx], part.rows()))
+    return replace(part, item_idx=part.item_idx[order], timestamp_s=timestamp_s)
+
+
+def test_ties_inside_a_part_that_are_not_in_order_of_id(prepared: PreparedSet) -> None:
+    split = {"method": "random_per_user", "time_unit_us": 1_000_000}
+
+    def tie(histories: Histories) -> Histories:
+        moment = np.full(len(histories.training.item_idx), 5)
+        return replace(histories, training=in_id_order(prepared, histories.training, moment))
+
+    def swap(histories: Histories) -> Histories:
+        first, second = histories.training.item_idx[:2].tolist()
+        return replace(histories, training=put(put(histories.training, 0, item_idx=second), 1, item_idx=first))
+
+    tied = rewrite(prepared, tie, split=split)
+    assert checked(tied).findings == ()
+    finding = only_finding(rewrite(tied, swap))
+    assert (finding.fault, finding.count) == ("items of one moment that are not in order of item id", 1)
+    assert "): before its equals comes item_idx " in finding.examples[0]
+    finer = {**split, "time_unit_us": 1_000}
+    assert checked(rewrite(tied, swap, split=finer)).findings == (), "milliseconds may have decided"
+
+
+def test_ties_between_training_and_a_held_out_item_that_are_not_in_order_of_id(prepared: PreparedSet) -> None:
+    split = {"method": "leave_one_out", "time_unit_us": 1_000_000}
+    ranks = item_rank(prepared)
+    histories = prepared.read_partition(PARTITION)
+    is_behind = ranks[histories.validation.item_idx] > ranks[histories.test.item_idx]
+    assert is_behind.any()
+
+    def same_moment(histories: Histories) -> Histories:
+        return replace(histories, test=replace(histories.test, timestamp_s=histories.validation.timestamp_s))
+
+    finding = only_finding(rewrite(prepared, same_moment, split=split))
+    assert (finding.fault, finding.count) == (
+        "items of one moment that are not in order of item id",
+        int(np.count_nonzero(is_behind)),
+    )
 
 
 def test_times_on_the_wrong_side_of_the_cut(prepared: PreparedSet) -> None:
@@ -206,6 +256,33 @@ def test_a_changed_byte_and_a_partition_with_other_counts(prepared: PreparedSet)
     assert str(path) in finding.examples[0]
     path.unlink()
     assert "is missing" in only_finding(prepared).examples[0]
+
+
+def user_partitions(prepared: PreparedSet) -> list[Finding]:
+    num_partitions = len(prepared.manifest.partitions)
+    ids = [prepared.read_user_ids(p).combine_chunks() for p in range(num_partitions)]
+    return audit_user_partitions(
+        prepared, {p: misplaced_users(ids[p], p, num_partitions) for p in range(num_partitions)}
+    )
+
+
+def test_a_user_in_two_partitions(prepared: PreparedSet) -> None:
+    assert user_partitions(prepared) == []
+    path = prepared.partition_path(PARTITION)
+    table = pq.read_table(path)
+    ids = table["user_id"].to_pylist()
+    ids[3] = "user-00002"  # of partition 0
+    pq.write_table(table.set_column(1, "user_id", pa.array(ids)), path)
+    (finding,) = user_partitions(prepared)
+    assert finding.fault == "user ids in more than one partition"
+    assert finding.examples == ("user_id 'user-00002' in 2 partitions",)
+
+
+def test_where_an_id_belongs_does_not_depend_on_its_type() -> None:
+    ids = pa.array(range(1_000))
+    homes = home_partitions(ids, 7)
+    assert set(homes) == set(range(7))
+    assert (home_partitions(ids.cast(pa.string()), 7) == homes).all()
 
 
 def test_counts_that_do_not_add_up(prepared: PreparedSet) -> None:

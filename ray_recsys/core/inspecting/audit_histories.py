@@ -96,6 +96,41 @@ def audit_leave_one_out(users: AuditedUsers) -> list[Finding]:
     return findings
 
 
+def audit_ties(users: AuditedUsers, item_rank: Int64s, *, is_split_by_time: bool) -> list[Finding]:
+    """Checks that a user's items of one moment are in order of item id; without times all items are.
+
+    Args:
+        users: The users, of a log in whole seconds: finer times than histories hold decide before ids do.
+        item_rank: Place of each item index in the order of ids, int64[I].
+        is_split_by_time: Whether held-out items follow those of the training, so that the order goes on into them.
+    """
+    parts = users.parts().values()
+    findings = []
+    for part in [_joined(*parts)] if is_split_by_time else parts:
+        rows, ranks = part.rows(), item_rank[part.item_idx]
+        is_tie = rows[1:] == rows[:-1]
+        if part.timestamp_s is not None:
+            is_tie &= part.timestamp_s[1:] == part.timestamp_s[:-1]
+        findings += find(
+            "items of one moment that are not in order of item id",
+            is_tie & (ranks[1:] < ranks[:-1]),
+            users.values(part, part.item_idx, "before its equals comes item_idx"),
+        )
+    return findings
+
+
+def _joined(*parts: Interactions) -> Interactions:
+    """Returns the parts of each user one after the other."""
+    rows = np.concatenate([part.rows() for part in parts])
+    order = np.argsort(rows, kind="stable")
+    times = [part.timestamp_s for part in parts if part.timestamp_s is not None]
+    return Interactions(
+        offsets=np.sum([part.offsets for part in parts], axis=0),
+        item_idx=np.concatenate([part.item_idx for part in parts])[order],
+        timestamp_s=np.concatenate(times)[order] if times else None,
+    )
+
+
 def audit_global_time(users: AuditedUsers, validation_from_s: float, test_from_s: float) -> list[Finding]:
     """Checks that each part lies in its own period; histories hold whole seconds, rounded down, cuts may be finer."""
     periods = {

@@ -21,8 +21,11 @@ from ray_recsys.core.inspecting.audit_histories import (
     audit_histories,
     audit_leave_one_out,
     audit_negatives,
+    audit_ties,
 )
+from ray_recsys.core.inspecting.audit_users import misplaced_users
 from ray_recsys.core.prepared import PartitionInfo, PreparedSet
+from ray_recsys.core.preparing.timestamps import MICROSECONDS
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.errors import IntegrityError
@@ -42,17 +45,19 @@ class PartitionAudit:
     item_idx: Int64s = field(default_factory=_no_items)
     counts: Int64s = field(default_factory=_no_items)
     num_negatives: int = 0
+    misplaced: pa.Array | None = None
+    """Ids of users that belong to another partition; None: the file cannot be read."""
 
 
 def audit_partition(
-    prepared: PreparedSet, partition: int, num_items: int, sampler: NegativeSampler | None = None
+    prepared: PreparedSet, partition: int, item_rank: Int64s, sampler: NegativeSampler | None = None
 ) -> PartitionAudit:
     """Checks a partition; inside a file that is not what was written nothing is looked at.
 
     Args:
         prepared: The prepared set.
         partition: Which one.
-        num_items: I, rows of the item table.
+        item_rank: Place of each item of the item table in the order of ids, int64[I].
         sampler: Draws the negatives that are checked; None: none are.
     """
     info = prepared.manifest.partitions[partition]
@@ -61,22 +66,26 @@ def audit_partition(
         table = pq.read_table(prepared.path / info.file)
     except (IntegrityError, pa.ArrowException, KeyError, OSError) as error:
         return PartitionAudit((damaged_file(prepared.path / info.file, error),))
+    num_items, split = len(item_rank), prepared.manifest.split
     users = AuditedUsers(Histories.from_table(table), table["user_id"].combine_chunks(), num_items)
     findings = [
         *_index_gaps(table["user_idx"].to_numpy(), info),
         *_wrong_counts(users, info),
         *audit_histories(users),
-        *_audit_split(users, prepared.manifest.split),
+        *_audit_split(users, split),
     ]
     training = users.histories.training.item_idx
-    is_known = bool(np.all((training >= 0) & (training < num_items)))
+    is_known = all(np.all((part.item_idx >= 0) & (part.item_idx < num_items)) for part in users.parts().values())
     num_negatives = 0
+    if is_known and split.get("time_unit_us") == MICROSECONDS:
+        findings += audit_ties(users, item_rank, is_split_by_time=split["method"] != "random_per_user")
     if sampler is not None and is_known:
         rows, negatives = _draw_negatives(users, sampler)
         findings += audit_negatives(users, rows, negatives)
         num_negatives = negatives.size
     item_idx, counts = np.unique(training, return_counts=True)
-    return PartitionAudit(tuple(findings), item_idx.astype(np.int64), counts.astype(np.int64), num_negatives)
+    misplaced = misplaced_users(users.user_ids, partition, len(prepared.manifest.partitions))
+    return PartitionAudit(tuple(findings), item_idx.astype(np.int64), counts.astype(np.int64), num_negatives, misplaced)
 
 
 def damaged_file(path: Path, error: Exception) -> Finding:

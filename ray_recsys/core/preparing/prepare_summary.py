@@ -94,6 +94,7 @@ def _describe_split(plan: PartitionPlan, settled: SettledRows, written: Sequence
     described: dict[str, Any] = {
         "method": recipe.split.method,
         "ties_in_time": "by item id",
+        "time_unit_us": plan.time_unit_us,
         "fitted_on": {
             "filters": "training interactions" if is_time_cut else "all interactions, before the split",
             "vocabulary": "training interactions",
