@@ -158,7 +158,7 @@ class FeedRecipe(_Section):
     weight_by_repetition: bool = False
     """Weight of a positive grows with 1 + ln(repetition); mean 1 a user."""
     window_interactions: PositiveInt = 50_000_000
-    """Positives that a worker shuffles at once; whole partitions, at least one. An epoch's first windows are smaller."""
+    """Positives that a worker shuffles at once; whole partitions, at least one. An epoch begins with smaller ones."""
 
 
 class TrainRecipe(_Section):
