@@ -21,15 +21,12 @@ def resolve_address(address: str | None) -> str:
 
 
 @contextmanager
-def connect(
-    address: str | None = None, *, num_cpus: int | None = None, include_dashboard: bool = False
-) -> Iterator[None]:
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
     """Joins the cluster at `address`, or starts a local one that ends with the block.
 
     Args:
         address: `host:port`, `auto`, `ray://host:port` or `local`; None: see `resolve_address`.
         num_cpus: Logical CPUs of a local cluster; None: the machine's. Not used when joining.
-        include_dashboard: Whether a local cluster has a dashboard (Tune's early stopping and Serve's REST need it).
 
     Raises:
         ClusterError: Nothing answers at the address.
@@ -44,7 +41,7 @@ def connect(
     options: dict[str, Any] = {}
     if where == "local":
         set_proxy_ports()
-        options = {"num_cpus": num_cpus, "include_dashboard": include_dashboard}
+        options = {"num_cpus": num_cpus, "include_dashboard": False}
     else:
         _check_answers(where)
     try:

@@ -113,6 +113,8 @@ def test_a_lost_worker_is_replaced_and_a_lost_run_resumed_without_a_trace(
     assert train(prepared.path, run, recipe(), resume=True).metrics == result.metrics  # finished: nothing to do
 
 
-def test_more_workers_than_the_cluster_has_is_said_at_once(prepared: PreparedSet) -> None:
+def test_more_workers_than_the_cluster_has_is_said_before_anything_is_written(prepared: PreparedSet) -> None:
+    run = prepared.path.parent / "large"
     with pytest.raises(ClusterError, match="num_workers"):
-        train(prepared.path, prepared.path.parent / "large", recipe(num_workers=1000))
+        train(prepared.path, run, recipe(num_workers=1000))
+    assert not run.exists()
