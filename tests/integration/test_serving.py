@@ -1,5 +1,6 @@
 """The graph on a real Ray: same answers as offline, new versions, dead replicas, too many requests."""
 
+import http.client
 import json
 import socket
 import time
@@ -116,21 +117,44 @@ def test_too_many_requests_are_refused_and_none_hangs(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("graph", ["apart"], indirect=True)
-def test_a_killed_replica_is_replaced_and_nobody_sees_a_failure(graph: Graph) -> None:
-    import ray
-
-    names = [name for name in ray.util.list_named_actors(all_namespaces=True) if _is_stage(name["name"])]
-    assert len(names) == 2
-    for name in names:
-        ray.kill(ray.get_actor(**name))
+def test_killed_stages_are_replaced_and_nobody_sees_a_failure(graph: Graph) -> None:
+    killed = _replicas("recall", "rerank")
+    assert len(killed) == 2
+    _kill(killed)
     answer = graph.ask({"user_id": "user-00001"})
     assert answer.status == 200 or (answer.status, answer.kind, answer.retry_after) == (503, PROBLEM, "1")
     _wait_until(lambda: graph.ask({"user_id": "user-00001"}).status == 200)
     _check_same_as_offline(graph, graph.registry.current())
 
 
-def _is_stage(actor: str) -> bool:
-    return any(f"#{stage}#" in actor for stage in ("recall", "rerank"))
+@pytest.mark.parametrize("graph", ["fused"], indirect=True)
+def test_a_killed_ingress_is_replaced(graph: Graph) -> None:
+    (killed,) = _replicas("ingress")
+    _kill([killed])
+    _wait_until(lambda: [replica for replica in _replicas("ingress") if replica != killed] != [])
+    _wait_until(lambda: _answers(graph))
+    _check_same_as_offline(graph, graph.registry.current())
+
+
+def _answers(graph: Graph) -> bool:
+    try:
+        return graph.ask({"user_id": "user-00001"}).status == 200
+    except http.client.RemoteDisconnected:  # the proxy learns of the death from the requests that it loses
+        return False
+
+
+def _replicas(*deployments: str) -> list[dict[str, str]]:
+    import ray
+
+    actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return [actor for actor in actors if any(f"#{deployment}#" in actor["name"] for deployment in deployments)]
+
+
+def _kill(replicas: list[dict[str, str]]) -> None:
+    import ray
+
+    for replica in replicas:
+        ray.kill(ray.get_actor(**replica))
 
 
 def _check_same_as_offline(graph: Graph, version: str) -> None:
