@@ -23,7 +23,7 @@ def serial_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `prepare` run its tasks here, in an order that Ray would not choose, instead of on a cluster."""
     from ray_recsys.distributed import prepare_passes
 
-    def run_tasks(task: Callable[[int], object], num_tasks: int) -> Iterator[object]:
+    def run_tasks(task: Callable[[int], object], num_tasks: int, *, stage: str) -> Iterator[object]:  # noqa: ARG001
         for number in reversed(range(num_tasks)):
             yield task(number)
 

@@ -4,13 +4,15 @@ An artefact is a directory with a `manifest.json` that lists the size and sha256
 This module does not know what is inside.
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +44,7 @@ def digest_file(path: Path) -> FileDigest:
 def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new directory beside `final`; renames it to `final` on success, removes it on any error.
 
-    A process killed inside leaves a `.<name>.tmp-*` directory that no reader opens.
+    A process killed inside leaves a `.<name>.tmp-*` directory that no reader opens and the next writer removes.
 
     Raises:
         ArtifactError: `final` exists already and `overwrite` is false, at the start or at the end.
@@ -50,8 +52,8 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final = final.absolute()
     _refuse_existing(final, overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = final.parent / f".{final.name}.tmp-{uuid.uuid4().hex[:12]}"
-    staging.mkdir()
+    _remove_abandoned(final)
+    staging, lock = _locked_directory(final)
     try:
         yield staging
         _sync_tree(staging)
@@ -59,6 +61,31 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _replace_directory(staging, final)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_directory(final: Path) -> tuple[Path, int]:
+    """Returns a new directory beside `final`, and a descriptor whose lock on it no killed process keeps."""
+    name = uuid.uuid4().hex[:12]
+    new = final.parent / f".{final.name}.new-{name}"
+    new.mkdir()
+    lock = os.open(new, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks: then nothing there looks abandoned either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return new.rename(final.parent / f".{final.name}.tmp-{name}"), lock
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Removes what killed processes left beside `final`: their locks are gone."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.tmp-*"):
+        with suppress(OSError):  # held by a living process, or removed meanwhile
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Renamed first: tasks that outlive their killed driver write by the old name, and find nothing there.
+                shutil.rmtree(path.rename(path.with_name(f".{final.name}.old-{uuid.uuid4().hex[:12]}")))
+            finally:
+                os.close(descriptor)
 
 
 def _refuse_existing(final: Path, overwrite: bool) -> None:

@@ -85,7 +85,7 @@ def _audit_partitions(
         return partition, audit_partition(prepared, partition, item_rank, None if partition % step else sampler)
 
     audits: dict[int, PartitionAudit] = {}
-    for partition, audited in run_tasks(check, num_partitions):
+    for partition, audited in run_tasks(check, num_partitions, stage=f"auditing {prepared.path}"):
         add_counts(recount, audited.item_idx, audited.counts)
         audits[partition] = replace(audited, item_idx=audited.item_idx[:0], counts=audited.counts[:0])
         report(f"checked {len(audits):,} of {num_partitions:,} partitions")

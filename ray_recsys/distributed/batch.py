@@ -99,7 +99,7 @@ def recommend(
             num_candidates=recipe.serve.num_candidates,
             num_tasks=num_tasks,
         )
-        for counts, rows in run_tasks(task, num_tasks):
+        for counts, rows in run_tasks(task, num_tasks, stage=f"recommending into {output}"):
             sources += counts
             num_rows += rows
             report(f"{sources.total():,} of {num_users:,} users")

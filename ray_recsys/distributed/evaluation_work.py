@@ -109,7 +109,7 @@ def run_work(work: Work, trained: TrainedModel, prepared: PreparedSet, seed: int
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     share = _Share(work, trained, prepared, seed, num_tasks=max(1, min(work.num_units, num_cpus)))
     total: Sums = {}
-    for sums in run_tasks(share, share.num_tasks):
+    for sums in run_tasks(share, share.num_tasks, stage="evaluating"):
         total = _add(total, sums)
         report(f"{next(iter(total.values())).num_users:,} users ranked")
     return total

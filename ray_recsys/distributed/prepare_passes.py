@@ -52,7 +52,8 @@ def stage_log(chunks: Sequence[LogChunk], recipe: Recipe, staging: Path) -> Stag
         DataError: A damaged file or a column of an impossible type.
     """
     staging.mkdir()
-    by_chunk = dict(run_tasks(partial(_scatter, chunks, recipe, staging), len(chunks)))
+    task = partial(_scatter, chunks, recipe, staging)
+    by_chunk = dict(run_tasks(task, len(chunks), stage=f"reading the log into {staging}"))
     reports = [by_chunk[number] for number in range(len(chunks))]
     drops = DropLog()
     for report in reports:
@@ -77,8 +78,9 @@ def find_cuts(log: StagedLog, recipe: Recipe, staging: Path) -> tuple[int, int] 
         return None
 
     def histogram(low: int, width: int, bins: int) -> Int64s:
+        stage = f"counting the times of {staging}"
         task = partial(_count_times, staging, log.blocks, (unit, low, width, bins))
-        total: Int64s = np.sum(list(run_tasks(task, len(log.blocks))), axis=0)
+        total: Int64s = np.sum(list(run_tasks(task, len(log.blocks), stage=stage)), axis=0)
         return total
 
     validation_from, test_from = (
@@ -142,7 +144,7 @@ def write_partitions(
     first_user_idx = np.concatenate([[0], np.cumsum(settled.num_users)])[:-1]
     indices = FinalIndices(item_idx, first_user_idx)
     task = partial(_write, plan, indices, directory, settled.last_step)
-    by_partition = dict(run_tasks(task, plan.num_partitions))
+    by_partition = dict(run_tasks(task, plan.num_partitions, stage=f"writing the partitions of {directory}"))
     reports = [by_partition[partition] for partition in range(plan.num_partitions)]
     for report in reports:
         drops.merge(report.drops)
@@ -152,7 +154,9 @@ def write_partitions(
 def _run_step(
     step: Callable[[PartitionPlan, int], StepReport], plan: PartitionPlan, drops: DropLog
 ) -> list[StepReport]:
-    by_partition = {report.partition: report for report in run_tasks(partial(step, plan), plan.num_partitions)}
+    stage = f"deduplicating, filtering and splitting in {plan.staging}"
+    tasks = run_tasks(partial(step, plan), plan.num_partitions, stage=stage)
+    by_partition = {report.partition: report for report in tasks}
     reports = [by_partition[partition] for partition in range(plan.num_partitions)]
     for report in reports:
         drops.merge(report.drops)

@@ -1,18 +1,21 @@
 """A function of a task's number run over Ray Data, one task a number; results come back as they are done.
 
 Ray Data retries a task whose node was lost as often as need be, so it must be a function of its number that may run
-twice. An error of the package's own tree is not retried: it reaches the caller as it was raised.
+twice. An error of the package's own tree is not retried: it reaches the caller as it was raised, and one of the machine
+(a full disk, say) as a StageError.
 """
 
 import ctypes
+import errno
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 
-from ray_recsys.errors import RecsysError
+from ray_recsys.errors import RecsysError, StageError
 
 Result = TypeVar("Result")
 
@@ -20,8 +23,8 @@ Result = TypeVar("Result")
 class _Numbered(Generic[Result]):
     """A Ray Data function: numbers in, results out, as objects."""
 
-    def __init__(self, task: Callable[[int], Result]) -> None:
-        self._task = task
+    def __init__(self, task: Callable[[int], Result], stage: str) -> None:
+        self._task, self._stage = task, stage
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         _keep_freed_memory()
@@ -31,7 +34,22 @@ class _Numbered(Generic[Result]):
                 results[place] = self._task(int(number))
             except RecsysError as error:
                 results[place] = error
+            except (OSError, MemoryError, pa.ArrowException) as error:
+                results[place] = StageError(f"{self._stage} failed: {_describe(error)}; {_remedy(error)}")
         return {"result": results}
+
+
+def _describe(error: Exception) -> str:
+    """Returns the error with its file; Arrow's out of memory has no text of its own."""
+    return str(error) or type(error).__name__
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno 28" in str(error)):
+        return "free space there, or give a place with more, and run it again"
+    if isinstance(error, MemoryError):
+        return "give the tasks more memory: fewer CPUs a node, or more and smaller partitions"
+    return "mend the cause and run it again: nothing was left behind"
 
 
 @functools.cache
@@ -46,20 +64,21 @@ def _keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)
 
 
-def run_tasks(task: Callable[[int], Result], num_tasks: int) -> Iterator[Result]:
+def run_tasks(task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
     """Yields `task(number)` for every number below `num_tasks`, in any order.
 
     Args:
         task: Picklable; its result must be small, for it passes through the object store and the driver.
         num_tasks: How many.
+        stage: What the tasks do and where, for errors: `reading the log into /prepared`.
 
     Raises:
-        RecsysError: The first that a task raised.
+        RecsysError: The first that a task raised; StageError: a disk, a file system or memory failed it.
     """
     if num_tasks == 0:
         return
     numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
-    results = numbers.map_batches(_Numbered(task).__call__, batch_size=None, batch_format="numpy", num_cpus=1)
+    results = numbers.map_batches(_Numbered(task, stage).__call__, batch_size=None, batch_format="numpy", num_cpus=1)
     # Results are small: without Ray Data's budgets a free CPU gets its next task at once, not at the next poll.
     results.context.op_resource_reservation_enabled = False
     for row in results.iter_rows():

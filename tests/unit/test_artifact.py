@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -185,3 +186,19 @@ def test_known_digests_are_taken_over_and_outsiders_left_out(tmp_path: Path) -> 
     files = read_manifest(tmp_path, kind="run", schema_version=1)["files"]
     assert files == {"a": {"bytes": 1, "sha256": "known"}}
     assert digest_file(tmp_path / "a") != known
+
+
+def test_what_a_killed_writer_left_is_removed_but_a_living_ones_directory_is_not(tmp_path: Path) -> None:
+    abandoned, other = tmp_path / ".final.tmp-0123456789ab", tmp_path / ".other.tmp-0123456789ab"
+    for path in (abandoned, other):
+        path.mkdir()
+        (path / "half").write_text("x", encoding="utf8")
+    with atomic_directory(tmp_path / "final") as living:
+        assert not abandoned.exists()
+        assert other.exists(), "of another artefact"
+        with atomic_directory(tmp_path / "final") as second:
+            assert living.exists()
+            assert second != living
+            (living / "file").write_text("x", encoding="utf8")
+        shutil.rmtree(tmp_path / "final")
+    assert (tmp_path / "final" / "file").exists()

@@ -124,6 +124,17 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "drops" / "bad_timestamp.jsonl").read_text())["timestamp"] == "soon"
 
 
+def test_a_line_end_inside_quotes_ends_the_record_and_both_halves_are_told(tmp_path: Path) -> None:
+    names = ["user_id", "item_id", "rating", "timestamp", "note"]
+    lines = [",".join(names), *(",".join(map(str, row)) + ",fine" for row in ROWS), '1,100,3,1000,"two', 'lines"']
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(lines) + "\n", encoding="utf8")
+    manifest = prepare([str(log)], tmp_path / "out", Recipe())
+    assert manifest.rows_dropped == {"malformed_row": 2}
+    examples = (tmp_path / "out" / "drops" / "malformed_row.jsonl").read_text().splitlines()
+    assert [json.loads(example)["line"] for example in examples] == ['1,100,3,1000,"two', 'lines"']
+
+
 def test_dirty_json_lines_are_counted(tmp_path: Path) -> None:
     extra = ["{", "[1]", '{"user_id": [1], "item_id": 2}', '{"user_id": true, "item_id": 2}', '{"item_id": 100}']
     manifest = prepare([str(write_json(tmp_path / "log.jsonl", extra))], tmp_path / "out", Recipe())

@@ -1,7 +1,9 @@
 """Blocks of text lines as tables of strings: CSV, TSV, MovieLens `::` and JSON lines; no malformed line is lost.
 
-A record is a line. The fast path is pyarrow's; a block that it cannot account for line by line is read again by the
-standard library, which tells the bad lines apart. Values stay text: types are the business of `interactions`.
+A record is a line, so that a file can be read from any byte on: a quoted field with a line end in it becomes malformed
+rows (write such a log as Parquet first). The fast path is pyarrow's; a block that it cannot account for line by line is
+read again by the standard library, which tells the bad lines apart. Values stay text: types are the business of
+`interactions`.
 """
 
 import csv

@@ -87,7 +87,7 @@ def gather(plan: PartitionPlan, partition: int, *, is_last: bool) -> StepReport:
         rows = rows.take(~is_low)
     rows = in_time_order(rows)
     folder = plan.folder(partition)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     write_arrow(pa.table({"id": user_ids}), folder / "users.arrow")
     return _finish_step(plan, partition, 0, rows, dropped, is_last=is_last)
 

@@ -119,7 +119,7 @@ def stage_block(rows: CheckedRows, directory: Path) -> None:
         columns["time_us"] = rows.time_us[order]
     if rows.rating is not None:
         columns["rating"] = rows.rating[order]
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     write_arrow(pa.table({name: pa.array(values) for name, values in columns.items()}), directory / "rows.arrow")
     write_arrow(pa.table({"id": users.dictionary}), directory / "users.arrow")
     write_arrow(pa.table({"id": rows.items.dictionary}), directory / "items.arrow")

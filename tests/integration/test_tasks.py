@@ -1,0 +1,42 @@
+"""What a task cannot do reaches the caller as an error of the package, with the stage, the file and the remedy."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ray_recsys.distributed.tasks import run_tasks
+from ray_recsys.errors import DataError, StageError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def test_results_come_back_for_every_number() -> None:
+    assert sorted(run_tasks(lambda number: number**2, 5, stage="squaring")) == [0, 1, 4, 9, 16]
+    assert list(run_tasks(lambda number: number, 0, stage="nothing")) == []
+
+
+def test_an_error_of_the_package_is_the_users() -> None:
+    def task(number: int) -> int:
+        raise DataError(f"chunk {number} is damaged")
+
+    with pytest.raises(DataError, match="chunk 0 is damaged"):
+        list(run_tasks(task, 1, stage="reading"))
+
+
+@pytest.mark.parametrize("writer", ["python", "arrow"])
+def test_a_full_disk_is_a_stage_error(writer: str) -> None:
+    def task(number: int) -> int:
+        if writer == "python":
+            return Path("/dev/full").write_bytes(bytes(100_000))
+        with pa.OSFile("/dev/full", "wb") as file:
+            file.write(bytes(100_000))
+        return number
+
+    with pytest.raises(StageError, match=r"(?s)writing to /out failed: .*No space left on device.*; free space there"):
+        list(run_tasks(task, 1, stage="writing to /out"))
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(StageError, match=r"reading failed: .*/nowhere/file"):
+        list(run_tasks(lambda _: Path("/nowhere/file").read_bytes(), 1, stage="reading"))
