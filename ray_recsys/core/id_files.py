@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -97,11 +96,6 @@ def check_ending(path: Path, endings: Sequence[str]) -> None:
     """
     if path.suffix not in endings:
         raise DataError(f"{path} ends with {path.suffix or 'nothing'!r}; files here end with {', '.join(endings)}")
-
-
-def are_integers(ids: pa.Array) -> bool:
-    """Whether each id, given as text, is an integer as it is written back: `7`, not `07`, `+7` or nothing."""
-    return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$"), min_count=0).as_py())
 
 
 def check_no_nulls(column: pa.ChunkedArray, place: str) -> None:

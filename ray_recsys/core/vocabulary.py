@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_recsys.core.histories import Int64s
+from ray_recsys.core.integer_texts import integers_of
 from ray_recsys.errors import DataError, IntegrityError
 
 ExternalId = int | str
@@ -164,8 +165,7 @@ class Vocabulary:
         queries = normal_ids(ids)
         if queries.type == self.sorted_ids.type or not self._is_integer:
             return queries.cast(self.sorted_ids.type)
-        is_number = pc.match_substring_regex(queries, r"^(0|-?[1-9][0-9]{0,17})$")
-        return pc.if_else(is_number, queries, None).cast(pa.int64())
+        return integers_of(queries)
 
 
 def normal_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:

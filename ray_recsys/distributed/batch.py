@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import atomic_directory
-from ray_recsys.core.id_files import IdFile, are_integers, check_ending
+from ray_recsys.core.id_files import IdFile, check_ending
+from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.pair_scores import PairScorer
 from ray_recsys.core.table_file import ENDINGS, write_table_file
+from ray_recsys.core.vocabulary import normal_ids
 from ray_recsys.distributed.batch_tasks import RecommendTask
 from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import DataError
@@ -161,7 +163,11 @@ def num_cpus() -> int:
 
 def _read_users(path: Path, *, is_integer: bool) -> pa.Array:
     """Returns the distinct ids of a file: integers if the bundle's are and all of these are, else strings."""
-    column = IdFile.open(path, ("user_id",)).read(("user_id",))["user_id"].combine_chunks().unique()
+    given = IdFile.open(path, ("user_id",)).read(("user_id",))["user_id"]
+    try:
+        column = normal_ids(given).unique()
+    except DataError as error:
+        raise DataError(f"{path}, column user_id: {error}") from None
     if not is_integer:
         return column.cast(pa.large_string())
     return column.cast(pa.int64()) if pa.types.is_integer(column.type) or are_integers(column) else column

@@ -94,6 +94,10 @@ def test_files_that_cannot_be_used(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("user_id\n")
     with pytest.raises(EmptyDataError, match="no rows"):
         recommend(bundle.path, tmp_path / "out", RECIPE, users=tmp_path / "empty.csv")
+    pq.write_table(pa.table({"user_id": [1.0]}), tmp_path / "floats.parquet")
+    with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids of type double are not usable"):
+        recommend(bundle.path, tmp_path / "out", RECIPE, users=tmp_path / "floats.parquet")
+    (tmp_path / "floats.parquet").unlink()
     with pytest.raises(DataError, match="no column item_id; columns found: user_id"):
         score(bundle.path, tmp_path / "empty.csv", tmp_path / "out.csv")
     (tmp_path / "pairs.csv").write_text("user_id,item_id,score\na,b,1\n")

@@ -21,6 +21,9 @@ def test_lookup_is_that_of_a_dict(tmp_path: Path, ids: list[int | str], asked: l
     assert vocabulary.ids_of(vocabulary.lookup(ids).known).to_pylist() == ids
     queries = [*asked, *ids]
     found = vocabulary.lookup(queries)
+    as_texts = vocabulary.lookup(pa.array([str(external_id) for external_id in queries], pa.large_string()))
+    assert as_texts.is_known.tolist() == found.is_known.tolist()
+    assert as_texts.known.tolist() == found.known.tolist()
     for place, external_id in enumerate(queries):
         expected = index.get(str(external_id))
         assert vocabulary.find(external_id) == expected

@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 
 from ray_recsys.config import DropRule, InputRecipe
 from ray_recsys.core.histories import Float32s, Int32s, Int64s
+from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog, Example
 from ray_recsys.core.preparing.timestamps import parse_times
 from ray_recsys.errors import DataError
 
 Bools = npt.NDArray[np.bool_]
 IdKind = Literal["integer", "text"]
-_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _encode(column: pa.Array, is_text_file: bool) -> IdColumn:
 def _kind_of(ids: pa.Array, is_text_file: bool) -> IdKind:
     if pa.types.is_integer(ids.type):
         return "integer"
-    if is_text_file and pc.all(pc.match_substring_regex(ids, _CANONICAL_INTEGER)).as_py() is not False:
+    if is_text_file and are_integers(ids):
         return "integer"
     return "text"
 
