@@ -65,7 +65,7 @@ def demo_tables(result: "DemoResult") -> list[Table]:
     ]
     return [
         Table((f"user {result.user_id} saw, latest first",), [(movie.title,) for movie in result.seen[:_SEEN_SHOWN]]),
-        Table(("", *names), pairs, f"GET {result.page}v1/recommend/{result.user_id} answers"),
+        Table(("", *names), pairs, f"POST {result.page}v1/recommend for user {result.user_id} answers"),
         *evaluation_tables(result.evaluation.model_dump(mode="json")),
         facts("seconds", **result.stage_s),
     ]

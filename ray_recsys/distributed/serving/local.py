@@ -22,6 +22,7 @@ from ray_recsys.progress import Reporter, silent
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
+LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see this machine's ports
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Itera
     version = Registry(registry).open().version
     settings = recipe.serve
     _check_not_serving()
-    port = _usable_port(settings.host, settings.port)
+    port = usable_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         ray_serve.start(
@@ -72,7 +73,7 @@ def _check_not_serving() -> None:
         )
 
 
-def _usable_port(host: str, port: int) -> int:
+def usable_port(host: str, port: int) -> int:
     """Returns the port, or a free one for 0.
 
     Raises:
@@ -117,7 +118,7 @@ def _wait_answering(address: str) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            with urllib.request.urlopen(f"{address}/healthz", timeout=5):  # noqa: S310  (our own address)
+            with LOCAL_OPENER.open(f"{address}/healthz", timeout=5):
                 return
         except OSError as error:
             if time.monotonic() > deadline_s:
