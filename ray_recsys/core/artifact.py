@@ -52,8 +52,8 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final = final.absolute()
     _refuse_existing(final, overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(final)
-    staging, lock = _locked_directory(final)
+    remove_abandoned(final)
+    staging, lock = locked_directory(final)
     try:
         yield staging
         _sync_tree(staging)
@@ -64,7 +64,7 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked_directory(final: Path) -> tuple[Path, int]:
+def locked_directory(final: Path) -> tuple[Path, int]:
     """Returns a new directory beside `final`, and a descriptor whose lock on it no killed process keeps."""
     name = uuid.uuid4().hex[:12]
     new = final.parent / f".{final.name}.new-{name}"
@@ -75,7 +75,7 @@ def _locked_directory(final: Path) -> tuple[Path, int]:
     return new.rename(final.parent / f".{final.name}.tmp-{name}"), lock
 
 
-def _remove_abandoned(final: Path) -> None:
+def remove_abandoned(final: Path) -> None:
     """Removes what killed processes left beside `final`: their locks are gone."""
     for path in final.parent.glob(f".{glob.escape(final.name)}.tmp-*"):
         with suppress(OSError):  # held by a living process, or removed meanwhile

@@ -72,7 +72,10 @@ def test_a_published_bundle_is_live_and_names_its_parent(tmp_path: Path, prepare
 def test_a_damaged_bundle_does_not_become_live(tmp_path: Path, prepared: PreparedSet) -> None:
     registry = Registry(tmp_path / "registry")
     live = publish_bundle(registry.path, prepared, seed=1)
+    killed = registry.path / ".staging.tmp-0123456789ab"
+    killed.mkdir()
     with registry.staging() as staging:
+        assert not killed.exists()  # what a killed publisher left
         make_bundle(staging / "bundle", prepared, seed=2)
         (staging / "bundle" / "index.faiss").write_bytes(b"damaged")
         with pytest.raises(IntegrityError, match=r"index\.faiss"):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_recsys.core.artifact import locked_directory, remove_abandoned
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.errors import ArtifactError, RegistryError
 
@@ -77,14 +78,18 @@ class Registry:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yields a new directory, on the registry's file system, to make a bundle in; it is gone afterwards."""
+        """Yields a new directory, on the registry's file system, to make a bundle in; it is gone afterwards.
+
+        What a killed publisher left is removed.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        directory = self.path / f".staging-{uuid.uuid4().hex[:12]}"
-        directory.mkdir()
+        remove_abandoned(self.path / "staging")
+        directory, lock = locked_directory(self.path / "staging")
         try:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+            os.close(lock)
 
     def publish(self, bundle: Path) -> str:
         """Checks a bundle, moves it to its place and makes it live; returns its version.
@@ -93,7 +98,7 @@ class Registry:
             bundle: On the registry's file system; see `staging`.
 
         Raises:
-            ArtifactError: It is damaged, or its version is here already with another content; CURRENT stays as it was.
+            ArtifactError: It is damaged, or its version is here already; CURRENT stays as it was.
         """
         version = Bundle.open(bundle).version
         assert _VERSION.fullmatch(version), version
