@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from ray_recsys.config import Recipe
 from ray_recsys.core.histories import Float32s
 from ray_recsys.core.learning.run import Run
+from ray_recsys.core.learning.trained_model import TrainedModel
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.bundle import build_bundle
 from ray_recsys.core.recommending.neighbours import Neighbours, block_bounds, block_neighbours, join_blocks, unit_rows
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter, silent
 
 
@@ -52,7 +52,7 @@ def publish(run: Path, data: Path, registry: Path, recipe: Recipe, *, report: Re
         ArtifactError: Run or data are damaged, or do not belong together.
     """
     opened, prepared, home = Run.open(run), PreparedSet.open(data), Registry(registry)
-    check_same_data(opened, prepared)
+    TrainedModel.open(run).check_fits(prepared)
     prepared.verify()
     model = opened.load_model()
     neighbours = item_neighbours(model, recipe.bundle.num_neighbours)
@@ -77,21 +77,6 @@ def publish(run: Path, data: Path, registry: Path, recipe: Recipe, *, report: Re
         metrics=manifest.metrics["validation"],
         **counts,
     )
-
-
-def check_same_data(run: Run, prepared: PreparedSet) -> None:
-    """Checks that a run was trained on a prepared set.
-
-    Raises:
-        ArtifactError: It was not; names both and what differs.
-    """
-    for name in ("num_users", "num_items", "input_fingerprint"):
-        of_run, of_data = getattr(run.manifest, name), getattr(prepared.manifest, name)
-        if of_run != of_data:
-            raise ArtifactError(
-                f"run {run.path} was trained on other data than {prepared.path}: {name} {of_run!r}, there {of_data!r}; "
-                "give the prepared set that it was trained on"
-            )
 
 
 def item_neighbours(model: NeuMF, num_neighbours: int) -> Neighbours:
