@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
 
 from ray_recsys.core.recommending.registry import CURRENT, Registry
 from ray_recsys.distributed.serving.live import LiveBundle
@@ -60,7 +59,7 @@ async def _until(is_so: Callable[[], bool]) -> None:
         await asyncio.sleep(POLL_S)
 
 
-@pytest.mark.parametrize("error", [RayActorError(), TimeoutError(), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("error", [RuntimeError("the actor died"), TimeoutError(), OSError(5, "Input/output error")])
 def test_a_load_that_fails_once_is_tried_again(registry: Registry, tmp_path: Path, error: Exception) -> None:
     stages = FakeStages(error)
     live = LiveBundle(registry.path, stages, poll_s=POLL_S)

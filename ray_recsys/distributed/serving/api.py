@@ -75,13 +75,6 @@ class Api:
         # written here: FastAPI would validate its own answer again
         return Response(response.model_dump_json(exclude_none=True), media_type="application/json")
 
-    def find_user(self, user_id: str) -> int:
-        """Returns the index of a user of the live bundle, or raises the problem of an unknown one."""
-        user_idx = self.live.bundle.users.find(user_id)
-        if user_idx is None:
-            raise unknown_id("user_id", user_id, "users")
-        return user_idx
-
 
 def make_app(api: Api) -> FastAPI:
     """Returns the app; it follows the registry while it runs."""
@@ -166,8 +159,10 @@ def _add_catalogue_routes(app: FastAPI, api: Api) -> None:
     def seen(user_id: str, limit: _Limit = 50) -> ItemsResponse:
         """Lists what a user has seen, the latest first."""
         bundle = api.live.bundle
-        latest = bundle.seen.of(api.find_user(user_id))[::-1][:limit]
-        return ItemsResponse(items=show_items(bundle, latest))
+        user_idx = bundle.users.find(user_id)
+        if user_idx is None:
+            raise unknown_id("user_id", user_id, "users")
+        return ItemsResponse(items=show_items(bundle, bundle.seen.of(user_idx)[::-1][:limit]))
 
     @app.get("/v1/items", response_model_exclude_none=True, responses={422: _PROBLEMS[422]}, tags=["bundle"])
     def items(query: Annotated[str, Query(max_length=200)] = "", limit: _Limit = 20) -> ItemsResponse:
