@@ -257,6 +257,13 @@ class ServeRecipe(_Section):
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 
+    @model_validator(mode="after")
+    def _within_max_candidates(self) -> Self:
+        for name in ("num_candidates", "max_k"):
+            if getattr(self, name) > self.max_candidates:
+                raise ValueError(f"{name} must be <= max_candidates = {self.max_candidates}")
+        return self
+
 
 class Recipe(_Section):
     """A full recipe; every field has a default that works on a laptop."""

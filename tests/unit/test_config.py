@@ -27,6 +27,8 @@ WRONG = [
     ("[model]\nmlp_layers = [8, -1]", "model.mlp_layers.1 = -1: must be a whole number > 0"),
     ("[split]\nmethod = 'loo'", "must be one of leave_one_out, global_time, random_per_user"),
     ("[serve]\nport = 70000", "serve.port = 70000: must be a whole number >= 0, <= 65535"),
+    ("[serve]\nmax_candidates = 100", "serve: num_candidates must be <= max_candidates = 100"),
+    ("[serve]\nmax_k = 2001", "serve: max_k must be <= max_candidates = 2000"),
     ("seed = 9223372036854775808", "must be a whole number >= 0, < 9223372036854775808"),
     ("sede = 1", "sede: unknown key; did you mean seed?"),
     ("train = 3", "train = 3: must be a section with keys among batch_size"),
