@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.distributed.serving.api import Api, make_app
-from ray_recsys.distributed.serving.problems import overloaded, unavailable
+from ray_recsys.distributed.serving.problems import late, overloaded, unavailable
 from ray_recsys.distributed.serving.stages import Answer, LocalStages, Stages
 
 LOAD_TIMEOUT_S = 300.0
@@ -43,7 +43,9 @@ class HandleStages:
                     return await self._call(version, queries)
         except BackPressureError:
             raise overloaded() from None
-        except (RayActorError, DeploymentUnavailableError, TimeoutError):
+        except TimeoutError:
+            raise late(self._timeout_s) from None
+        except (RayActorError, DeploymentUnavailableError):
             raise unavailable() from None
 
     async def _call(self, version: str, queries: list[Query]) -> list[Answer]:

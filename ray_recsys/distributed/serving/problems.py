@@ -75,6 +75,12 @@ def overloaded(retry_after_s: int = 1) -> Problem:
     return Problem(503, "overloaded", "Too many requests at once", detail, headers=headers)
 
 
+def late(timeout_s: float) -> Problem:
+    """Returns the problem of stages that do not answer in time."""
+    detail = f"no answer within serve.timeout_s = {timeout_s:g} s; try again in 1 s"
+    return Problem(503, "late", "The stages did not answer in time", detail, headers={"Retry-After": "1"})
+
+
 def unavailable() -> Problem:
     """Returns the problem of a stage that died and is being replaced."""
     detail = "a stage of the graph is being replaced; try again in 1 s"
@@ -97,9 +103,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
 
 
 def _field_of(location: Sequence[str | int]) -> str:
-    """Returns `history.3` for ("body", "history", 3, "int"): pydantic appends the members of a union."""
-    parts = [part for part in location if part not in ("body", "query", "path")]
-    kept = [part for place, part in enumerate(parts) if place == 0 or isinstance(part, int)]
+    """Returns `history.3` for ("history", 3, "int"): pydantic appends the members of a union."""
+    kept = [part for place, part in enumerate(location) if place == 0 or isinstance(part, int)]
     return ".".join(str(part) for part in kept) or "body"
 
 
@@ -119,8 +124,12 @@ def answer_problems(app: FastAPI) -> None:
         return problem.response()
 
     @app.exception_handler(RequestValidationError)
+    async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:
+        # a location begins with the place: ("query", "limit")
+        return from_validation([{**one, "loc": one["loc"][1:]} for one in error.errors()]).response()
+
     @app.exception_handler(ValidationError)
-    async def _invalid(_: Request, error: RequestValidationError | ValidationError) -> Response:
+    async def _invalid_body(_: Request, error: ValidationError) -> Response:
         return from_validation(error.errors()).response()
 
     @app.exception_handler(HTTPException)
