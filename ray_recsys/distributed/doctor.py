@@ -10,21 +10,23 @@ import resource
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.distributed.cluster import connect, resolve_address
-from ray_recsys.errors import ClusterError
+from ray_recsys.errors import ClusterError, RecsysError
 from ray_recsys.progress import Reporter, silent
 
 GIB = 2**30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 _PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
+_NODES_COME = "none where nodes start on demand, as train.wait_for_nodes says"
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -51,40 +53,72 @@ class Diagnosis(BaseModel):
 def examine(recipe: Recipe, address: str | None = None, *, report: Reporter = silent) -> Diagnosis:
     """Returns what was found on this machine and, at `address`, on its cluster."""
     report("looking at this machine")
-    checks = [*_check_versions(), *_check_machine(), _check_port(recipe), _check_auth()]
+    checks = [_make(name, look) for name, look in _looks(recipe).items()]
     report("looking at Ray")
     checks += _check_cluster(recipe, address)
     return Diagnosis(checks=tuple(checks))
 
 
-def _check_versions() -> Iterator[Check]:
-    yield Check(name="python", status="ok", detail=platform.python_version())
-    for package in _PACKAGES:
-        try:
-            yield Check(name=package, status="ok", detail=metadata.version(package))
-        except metadata.PackageNotFoundError:
-            yield Check(
-                name=package, status="fail", detail="not installed", remedy=f"pip install {package}, or pip install ."
-            )
+def _make(name: str, look: Callable[[], Check]) -> Check:
+    """Returns what a look finds; one that fails has found that."""
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other checks are made)
+        return _failed(name, error)
 
 
-def _check_machine() -> Iterator[Check]:
-    yield _check_threads()
-    memory = _total_memory_bytes()
-    yield _at_least("memory", memory, warn=4 * GIB, fail=2 * GIB, remedy="use a machine with 4 GiB or more")
+def _failed(name: str, error: Exception) -> Check:
+    detail = str(error) if isinstance(error, RecsysError) else f"{type(error).__name__}: {error}"
+    return Check(name=name, status="fail", detail=detail, remedy="see the message")
+
+
+def _looks(recipe: Recipe) -> dict[str, Callable[[], Check]]:
+    """Returns the looks at this machine, by the names of the checks that come of them."""
+    return {
+        "python": lambda: Check(name="python", status="ok", detail=platform.python_version()),
+        **{package: partial(_check_package, package) for package in _PACKAGES},
+        "cores": _check_threads,
+        "memory": _check_memory,
+        "shared memory": _check_shared_memory,
+        "disk for Ray": lambda: _check_disk("disk for Ray", os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()),
+        "disk here": lambda: _check_disk("disk here", Path.cwd()),
+        "open files": _check_open_files,
+        "port": partial(_check_port, recipe),
+        "auth": _check_auth,
+    }
+
+
+def _check_package(name: str) -> Check:
+    try:
+        return Check(name=name, status="ok", detail=metadata.version(name))
+    except metadata.PackageNotFoundError:
+        remedy = f"pip install {name}, or pip install ."
+        return Check(name=name, status="fail", detail="not installed", remedy=remedy)
+
+
+def _check_memory() -> Check:
+    remedy = "use a machine with 4 GiB or more"
+    return _at_least("memory", _total_memory_bytes(), warn=4 * GIB, fail=2 * GIB, remedy=remedy)
+
+
+def _check_shared_memory() -> Check:
     # Ray's object store takes 30 % of memory there, and falls back to slow files on disk where it cannot.
-    shared = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
-    wanted = int(0.3 * memory)
-    yield _at_least(str(_SHARED_MEMORY), shared, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
-    temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    for name, path in {"disk for Ray": temporary, "disk here": Path.cwd()}.items():
-        free = shutil.disk_usage(path).free
-        yield _at_least(f"{name} ({path})", free, warn=5 * GIB, fail=GIB, remedy="free some space")
+    there = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
+    wanted = int(0.3 * _total_memory_bytes())
+    return _at_least(str(_SHARED_MEMORY), there, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
+
+
+def _check_disk(name: str, path: str | Path) -> Check:
+    free = shutil.disk_usage(path).free
+    return _at_least(f"{name} ({path})", free, warn=5 * GIB, fail=GIB, remedy="free some space")
+
+
+def _check_open_files() -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    status: Status = "ok" if soft in range(8192, 2**63) or soft == resource.RLIM_INFINITY else "warn"
-    yield Check(
-        name="open files", status=status, detail=f"{soft:,} allowed", remedy="" if status == "ok" else "ulimit -n 65536"
-    )
+    detail = f"{soft:,} allowed"
+    if soft in range(8192, 2**63) or soft == resource.RLIM_INFINITY:
+        return Check(name="open files", status="ok", detail=detail)
+    return Check(name="open files", status="warn", detail=detail, remedy="ulimit -n 65536")
 
 
 def _check_threads() -> Check:
@@ -131,20 +165,23 @@ def _check_auth() -> Check:
 
 
 def _check_cluster(recipe: Recipe, address: str | None) -> Iterator[Check]:
-    where = resolve_address(address)
     try:
         with connect(address):
-            import ray
+            yield _make("ray", partial(_check_nodes, resolve_address(address)))
+            yield _make("a task", _check_task)
+            yield _make("trainers", partial(_check_trainers, recipe))
+            yield _make("replicas", partial(_check_replicas, recipe))
+    except Exception as error:  # noqa: BLE001  (the checks of this machine are shown whatever Ray does)
+        yield _failed("ray", error)
 
-            alive = [node for node in ray.nodes() if node["Alive"]]
-            have = ray.cluster_resources()
-            detail = f"{where}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
-            yield Check(name="ray", status="ok", detail=detail)
-            yield _check_task()
-            yield _check_trainers(recipe, have)
-            yield _check_replicas(recipe, have)
-    except ClusterError as error:
-        yield Check(name="ray", status="fail", detail=str(error), remedy="see the message")
+
+def _check_nodes(where: str) -> Check:
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    have = ray.cluster_resources()
+    detail = f"{where}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    return Check(name="ray", status="ok", detail=detail)
 
 
 def _check_task() -> Check:
@@ -165,40 +202,39 @@ def _check_task() -> Check:
     return Check(name="a task", status="ok", detail=f"ran with ray_recsys {found}")
 
 
-def _check_trainers(recipe: Recipe, have: dict[str, Any]) -> Check:
+def _check_trainers(recipe: Recipe) -> Check:
+    from ray_recsys.distributed.feed_resources import check_resources
+
+    missing: list[str] = []
+    try:
+        feed = check_resources(recipe, report=missing.append)
+    except ClusterError as error:
+        detail, _, remedy = str(error).partition("; ")
+        return Check(name="trainers", status="fail", detail=detail, remedy=remedy)
+    if missing:
+        return Check(name="trainers", status="warn", detail=missing[0], remedy=_NODES_COME)
     train = recipe.train
-    needed = train.num_workers * train.cpus_per_worker
-    detail = f"{train.num_workers} workers need {needed:g} CPUs, and Ray Data one more"
-    if train.use_gpu and have.get("GPU", 0) < train.num_workers:
-        return Check(
-            name="trainers",
-            status="fail",
-            detail=f"{train.num_workers} GPUs wanted, {have.get('GPU', 0):g} there",
-            remedy="--set train.use_gpu=false, or fewer train.num_workers",
-        )
-    if needed + 1 > have.get("CPU", 0):
-        return Check(
-            name="trainers",
-            status="fail",
-            detail=f"{detail}; there are {have.get('CPU', 0):g}",
-            remedy="lower train.num_workers or train.cpus_per_worker",
-        )
+    detail = (
+        f"{train.num_workers} train workers of {train.cpus_per_worker:g} CPUs fit, each fed by {feed.num_tasks} tasks "
+        f"of {feed.task_cpus:g}"
+    )
     return Check(name="trainers", status="ok", detail=detail)
 
 
-def _check_replicas(recipe: Recipe, have: dict[str, Any]) -> Check:
-    serve = recipe.serve
+def _check_replicas(recipe: Recipe) -> Check:
+    import ray
+
+    serve, there = recipe.serve, ray.cluster_resources().get("CPU", 0)
     replicas = serve.ingress_replicas + (0 if serve.fused else serve.recall_replicas + serve.rerank_replicas)
     needed = replicas * serve.cpus_per_replica
     detail = f"{replicas} Serve replicas need {needed:g} CPUs"
-    if needed > have.get("CPU", 0):
-        return Check(
-            name="replicas",
-            status="fail",
-            detail=f"{detail}; there are {have.get('CPU', 0):g}",
-            remedy="lower serve.cpus_per_replica or the numbers of replicas",
-        )
-    return Check(name="replicas", status="ok", detail=detail)
+    if needed <= there:
+        return Check(name="replicas", status="ok", detail=detail)
+    detail += f"; there are {there:g}"
+    if recipe.train.wait_for_nodes:
+        return Check(name="replicas", status="warn", detail=detail, remedy=_NODES_COME)
+    remedy = "lower serve.cpus_per_replica or the numbers of replicas"
+    return Check(name="replicas", status="fail", detail=detail, remedy=remedy)
 
 
 def _at_least(name: str, found: int, *, warn: int, fail: int, remedy: str) -> Check:

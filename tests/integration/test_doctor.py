@@ -1,7 +1,10 @@
 import socket
+from pathlib import Path
 
 import pytest
+import ray
 
+from ray_recsys.distributed import doctor
 from ray_recsys.distributed.doctor import Check, examine
 from ray_recsys.recipe_files import load_recipe
 
@@ -32,13 +35,48 @@ def test_what_the_recipe_asks_too_much_is_found() -> None:
         found = _by_name(examine(load_recipe(overrides=asked)).checks)
     assert found[f"port {port}"].status == "fail"
     assert found["trainers"].status == "fail"
-    assert "64 workers need 32 CPUs" in found["trainers"].detail
+    assert "64 train workers need 48 CPUs" in found["trainers"].detail  # as training itself says
+    assert found["trainers"].remedy.startswith("lower train.num_workers or train.cpus_per_worker")
     assert (found["replicas"].status, found["replicas"].detail) == ("fail", "3 Serve replicas need 6 CPUs; there are 4")
 
 
 def test_gpus_that_are_not_there_are_found() -> None:
-    found = _by_name(
-        examine(load_recipe(overrides=["serve.port=0", "train.use_gpu=true", "train.num_workers=9"])).checks
-    )
+    asked = ["serve.port=0", "train.use_gpu=true", "train.num_workers=9", "train.cpus_per_worker=0.1"]
+    found = _by_name(examine(load_recipe(overrides=asked)).checks)
     assert found["trainers"].status == "fail"
-    assert found["trainers"].detail.startswith("9 GPUs wanted")
+    assert found["trainers"].detail.startswith("9 train workers need 9 GPUs (one each)")
+
+
+def test_what_is_missing_is_a_doubt_where_nodes_may_come() -> None:
+    asked = ["serve.port=0", "train.wait_for_nodes=true", "train.num_workers=64", "serve.cpus_per_replica=99"]
+    checks = examine(load_recipe(overrides=asked)).checks
+    found = _by_name(checks)
+    assert [check for check in checks if check.status == "fail"] == []
+    assert (found["trainers"].status, found["replicas"].status) == ("warn", "warn")
+    assert "64 train workers need 48 CPUs" in found["trainers"].detail
+    assert found["replicas"].detail == "1 Serve replicas need 99 CPUs; there are 4"
+
+
+def test_a_check_that_cannot_be_made_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "absent"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such cluster")
+
+    monkeypatch.setattr(ray, "cluster_resources", refuse)
+    checks = examine(load_recipe(overrides=["serve.port=0"])).checks
+    failed = {check.name: check.detail for check in checks if check.status == "fail"}
+    assert set(failed) == {"disk for Ray", "ray", "replicas"}
+    assert failed["disk for Ray"].startswith("FileNotFoundError: ")
+    assert failed["ray"] == failed["replicas"] == "ValueError: no such cluster"
+    assert {"open files", "auth", "a task", "trainers"} <= _by_name(checks).keys()
+
+
+def test_a_ray_that_cannot_be_joined_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(doctor, "connect", refuse)
+    checks = examine(load_recipe(overrides=["serve.port=0"])).checks
+    assert [check.detail for check in checks if check.status == "fail"] == ["OSError: no space left"]
+    assert "memory" in _by_name(checks)
