@@ -24,6 +24,7 @@ from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_par
 from ray_recsys.core.inspecting.audit_users import audit_user_partitions
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.sampling.negatives import NegativeSampler
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
@@ -37,11 +38,13 @@ def audit(data: Path, *, report: Reporter = silent) -> AuditReport:
 
     Raises:
         ArtifactError: There is no prepared set of this schema version; damage is a finding, not an error.
+        ClusterError: No CPU is free.
     """
     try:
         prepared = PreparedSet.open(data)
     except IntegrityError as error:
         return _report(data, None, [damaged_file(data, error)])
+    require_cpu("audit", report=report)
     findings = _damaged_side_files(prepared)
     if any(ITEMS in example for finding in findings for example in finding.examples):
         return _report(data, prepared, findings)

@@ -1,8 +1,8 @@
 """Recommendations for all users of a bundle, and scores of given pairs, over the cluster.
 
-`recommend` runs over Ray Data tasks that each open the bundle once and write their own files; `score` streams one file
-through Ray tasks and writes the rows in their order. Does not know how a recommendation is made (see
-`core.recommender`).
+`recommend` runs over Ray Data tasks that write a file each; `score` streams one file through Ray tasks and writes the
+rows in their order. A process opens the bundle once. Does not know how a recommendation is made (see
+`core.recommending.recommender`).
 """
 
 import time
@@ -25,6 +25,7 @@ from ray_recsys.core.recommending.pair_scores import PairScorer
 from ray_recsys.core.table_file import ENDINGS, write_table_file
 from ray_recsys.core.vocabulary import normal_ids
 from ray_recsys.distributed.batch_tasks import RecommendTask
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
@@ -83,25 +84,27 @@ def recommend(
     Raises:
         ArtifactError: The bundle cannot be used, or the output exists.
         DataError: The file of users cannot be used.
+        ClusterError: No CPU is free.
     """
     start_s = time.monotonic()
     opened = Bundle.open(bundle)
     user_ids = None if users is None else _read_users(users, is_integer=opened.users.is_integer)
     num_users = opened.manifest.num_users if user_ids is None else len(user_ids)
-    num_tasks = max(1, min(-(-num_users // RecommendTask.USERS_PER_FILE), num_cpus()))
+    require_cpu("recommend", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
+    num_files = -(-num_users // RecommendTask.USERS_PER_FILE)
     sources: Counter[str] = Counter()
     num_rows = 0
     with atomic_directory(output) as staging:
         task = RecommendTask(
             bundle=opened.path,
+            version=opened.version,
             output=staging,
             users=None if user_ids is None else ray.put(user_ids),
             num_users=num_users,
             k=k,
             num_candidates=recipe.serve.num_candidates,
-            num_tasks=num_tasks,
         )
-        for counts, rows in run_tasks(task, num_tasks, stage=f"recommending into {output}"):
+        for counts, rows in run_tasks(task, num_files, stage=f"recommending into {output}"):
             sources += counts
             num_rows += rows
             report(f"{sources.total():,} of {num_users:,} users")
@@ -130,6 +133,7 @@ def score(bundle: Path, input: Path, output: Path, *, report: Reporter = silent)
     Raises:
         ArtifactError: The bundle cannot be used.
         DataError: The input cannot be used, or has a column `score` already.
+        ClusterError: No CPU is free.
     """
     start_s = time.monotonic()
     check_ending(output, ENDINGS)
@@ -140,6 +144,7 @@ def score(bundle: Path, input: Path, output: Path, *, report: Reporter = silent)
     if output.suffix == ".parquet":
         file = _with_integers(file, user=opened.users.is_integer, item=opened.catalogue.vocabulary.is_integer)
     num_unknown = 0
+    require_cpu("score", report=report)
 
     def scored() -> Iterator[pa.RecordBatch]:
         nonlocal num_unknown

@@ -1,10 +1,11 @@
-"""A task's share of `recommend`: files of recommendations.
+"""A task of `recommend`: one file of recommendations.
 
-Does not know where the files go in the end.
+Does not know where the file goes in the end.
 """
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,37 +24,41 @@ from ray_recsys.core.vocabulary import Lookup
 
 @dataclass(frozen=True)
 class RecommendTask:
-    """Opens the bundle once, then writes every `num_tasks`-th file; the same files if it runs again."""
+    """Writes a file; the same if it runs again."""
 
     USERS_PER_FILE: ClassVar[int] = 2048
 
     bundle: Path
+    version: str
     output: Path
     users: "ray.ObjectRef[pa.Array] | None"
     """Ids; None: all users of the bundle."""
     num_users: int
     k: int
     num_candidates: int
-    num_tasks: int
 
-    def __call__(self, number: int) -> tuple[Counter[str], int]:
+    def __call__(self, file: int) -> tuple[Counter[str], int]:
         """Returns the users by source, and the number of rows written."""
         # Queries are small: a thread a task is faster than all tasks with the threads of all cores.
         torch.set_num_threads(1)
         faiss.omp_set_num_threads(1)
-        bundle = Bundle.open(self.bundle)
-        table = RecommendationTable(Recommender(bundle), k=self.k, num_candidates=self.num_candidates)
+        recommender = _open_recommender(self.bundle, self.version)
+        table = RecommendationTable(recommender, k=self.k, num_candidates=self.num_candidates)
         user_ids = None if self.users is None else ray.get(self.users)
-        sources: Counter[str] = Counter()
-        num_rows = 0
-        for file in range(number, -(-self.num_users // self.USERS_PER_FILE), self.num_tasks):
-            start = file * self.USERS_PER_FILE
-            ids, users = _users(bundle, user_ids, start, min(start + self.USERS_PER_FILE, self.num_users))
-            made = table.make(ids, users)
-            pq.write_table(made, self.output / f"part-{file:05d}.parquet", compression="zstd")
-            sources.update({"two-stage": int(users.is_known.sum()), "popular": users.num_unknown})
-            num_rows += made.num_rows
-        return sources, num_rows
+        start = file * self.USERS_PER_FILE
+        stop = min(start + self.USERS_PER_FILE, self.num_users)
+        ids, users = _users(recommender.bundle, user_ids, start, stop)
+        made = table.make(ids, users)
+        pq.write_table(made, self.output / f"part-{file:05d}.parquet", compression="zstd")
+        return Counter({"two-stage": int(users.is_known.sum()), "popular": users.num_unknown}), made.num_rows
+
+
+@lru_cache(maxsize=1)
+def _open_recommender(path: Path, version: str) -> Recommender:
+    """A worker process keeps one bundle open between files; `version` tells bundles at one path apart."""
+    bundle = Bundle.open(path)
+    assert bundle.version == version, (bundle.version, version)
+    return Recommender(bundle)
 
 
 def _users(bundle: Bundle, user_ids: pa.Array | None, start: int, stop: int) -> tuple[pa.Array, Lookup]:

@@ -63,7 +63,8 @@ def configure_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False  # V2 starts 32 actors a pass and ignores override_num_blocks
-    context.execution_no_progress_timeout_s = 300
+    # A task may take as long as it needs, and so may who reads its results; `free_cpus` refuses what cannot start.
+    context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

@@ -1,6 +1,6 @@
 """Evaluates a run or bundle beside Popularity and Random, over Ray Data; only metric sums come back.
 
-Does not know how a rank is counted (see `core.evaluation` and `core.candidate_lists`) or how the work is divided (see
+Does not know how a rank is counted (see `core.evaluating`) or how the work is divided (see
 `evaluation_work`).
 """
 
@@ -19,6 +19,7 @@ from ray_recsys.core.evaluating.metrics import MetricSums
 from ray_recsys.core.learning.trained_model import TrainedModel
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.evaluation_work import GivenLists, SplitUsers, Work, run_work
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.errors import EmptyDataError
 from ray_recsys.progress import Reporter, silent
 
@@ -114,6 +115,7 @@ def evaluate(
 
     Raises:
         ArtifactError: Model or data cannot be used, or do not belong together.
+        ClusterError: No CPU is free.
         DataError: The candidate file cannot be used.
         EmptyDataError: No user has a held-out item.
         StageError: A score is NaN or infinite.
@@ -121,6 +123,7 @@ def evaluate(
     start_s = time.monotonic()
     trained, prepared = TrainedModel.open(model), PreparedSet.open(data)
     trained.check_fits(prepared)
+    require_cpu("evaluate", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
     if candidates is None:
         work: Work = SplitUsers(prepared, recipe, split)
     else:

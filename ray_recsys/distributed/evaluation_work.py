@@ -1,14 +1,17 @@
-"""Work of an evaluation in units, shared out over Ray Data tasks that each load the model once.
+"""Work of an evaluation in units, a Ray Data task each; a process loads the model once.
 
 Does not know what becomes of the sums.
 """
 
 import os
+import uuid
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -27,6 +30,7 @@ from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.progress import Reporter
 
 _USERS_PER_UNIT = 1024
+_COLUMNS = ["user_idx", "item_idx", "validation_item_idx", "test_item_idx"]
 
 Sums = dict[str, MetricSums]
 """By name of the model."""
@@ -67,8 +71,9 @@ class SplitUsers:
     def evaluate(self, unit: int, scorers: dict[str, Scorer]) -> Sums:
         """Returns the sums of a unit's users."""
         partition, row = self._ranges[unit]
-        table = pq.read_table(self.prepared.partition_path(partition)).slice(row, _USERS_PER_UNIT)
-        histories = Histories.from_table(table)
+        file = self.prepared.manifest.partitions[partition].file
+        table = _read_partition(self.prepared.path / file, self.prepared.files[file]["sha256"])
+        histories = Histories.from_table(table.slice(row, _USERS_PER_UNIT))
         return {
             name: evaluate_users(
                 scorer,
@@ -106,37 +111,47 @@ class GivenLists:
 
 def run_work(work: Work, trained: TrainedModel, prepared: PreparedSet, seed: int, report: Reporter) -> Sums:
     """Returns the sums over all units, for the trained model, Popularity and Random."""
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    share = _Share(work, trained, prepared, seed, num_tasks=max(1, min(work.num_units, num_cpus)))
+    num_at_once = max(1, min(work.num_units, int(ray.cluster_resources().get("CPU", 1))))
+    task = _UnitTask(work, trained, prepared.path, seed, num_at_once, uuid.uuid4().hex)
     total: Sums = {}
-    for sums in run_tasks(share, share.num_tasks, stage="evaluating"):
+    for sums in run_tasks(task, work.num_units, stage="evaluating"):
         total = _add(total, sums)
         report(f"{next(iter(total.values())).num_users:,} users ranked")
     return total
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """A task's share: every `num_tasks`-th unit."""
+class _UnitTask:
+    """Evaluates one unit."""
 
     work: Work
     trained: TrainedModel
-    prepared: PreparedSet
+    data: Path
     seed: int
-    num_tasks: int
+    num_at_once: int
+    evaluation: str
+    """Tells evaluations apart: what is at the paths may be another model by the next one."""
 
-    def __call__(self, number: int) -> Sums:
+    def __call__(self, unit: int) -> Sums:
         # Ray leaves a worker process with the threads that its last task set.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_tasks))
-        scorers: dict[str, Scorer] = {
-            "NeuMF": NeuMFScorer(self.trained.load()),
-            "Popularity": Popularity(self.prepared.item_counts()),
-            "Random": Random(self.trained.num_items, self.seed),
-        }
-        total: Sums = {name: MetricSums() for name in scorers}
-        for unit in range(number, self.work.num_units, self.num_tasks):
-            total = _add(total, self.work.evaluate(unit, scorers))
-        return total
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_at_once))
+        return self.work.evaluate(unit, _load_scorers(self.trained, self.data, self.seed, self.evaluation))
+
+
+@lru_cache(maxsize=1)
+def _load_scorers(trained: TrainedModel, data: Path, seed: int, evaluation: str) -> dict[str, Scorer]:  # noqa: ARG001
+    """A worker process keeps the scorers of one evaluation between its units."""
+    return {
+        "NeuMF": NeuMFScorer(trained.load()),
+        "Popularity": Popularity(PreparedSet.open(data).item_counts()),
+        "Random": Random(trained.num_items, seed),
+    }
+
+
+@lru_cache(maxsize=1)
+def _read_partition(path: Path, sha256: str) -> pa.Table:  # noqa: ARG001 - tells partitions at one path apart
+    """A worker process keeps one partition between its units, with the columns that an evaluation needs."""
+    return pq.read_table(path, columns=_COLUMNS)
 
 
 def _add(left: Sums, right: Sums) -> Sums:

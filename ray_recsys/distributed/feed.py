@@ -100,6 +100,7 @@ class PartitionStream:
             compute=ray.data.TaskPoolStrategy(size=self.resources.num_tasks),
         )
         tasks.context.execution_options.preserve_order = True
+        tasks.context.execution_no_progress_timeout_s = -1  # the trainer may take a window's time to read on
         blocks = tasks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         return _regroup(iter(blocks), sizes)
 

@@ -1,6 +1,5 @@
 """Whether the cluster can hold the trainers and feed them, asked before anything starts; Ray would wait for ever."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,12 +7,11 @@ from typing import Any, Literal
 import ray
 
 from ray_recsys.config import Recipe, TrainRecipe
+from ray_recsys.distributed.free_cpus import TOLERANCE, free_resources
 from ray_recsys.errors import ClusterError
 from ray_recsys.progress import Reporter, silent
 
-_WAIT_S = 3.0  # for CPUs that a stage before this one is just giving back
 _MIN_TASK_CPUS = 0.25
-_TOLERANCE = 1e-6  # sums of fractions of CPUs
 _MAX_TASK_CPUS = {"worker": 0.5, "task": 1.0}
 
 
@@ -69,13 +67,13 @@ def _check(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
         needed["GPU"] = float(train.num_workers)
     _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, train, "has")
     _check_nodes_hold(train, nodes)
-    _check_amounts(needed, _wait_for(needed), train, "has free")
+    _check_amounts(needed, free_resources(needed), train, "has free")
 
 
 def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], train: TrainRecipe, verb: str) -> None:
     for name, amount in needed.items():
         has = there.get(name, 0.0)
-        if has + _TOLERANCE >= amount:
+        if has + TOLERANCE >= amount:
             continue
         each, keys = "one each", "train.num_workers"
         if name == "CPU":
@@ -91,7 +89,7 @@ def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], train:
 def _check_nodes_hold(train: TrainRecipe, nodes: list[dict[str, float]]) -> None:
     room = sum(
         min(
-            int((node.get("CPU", 0.0) + _TOLERANCE) / train.cpus_per_worker),
+            int((node.get("CPU", 0.0) + TOLERANCE) / train.cpus_per_worker),
             int(node.get("GPU", 0.0)) if train.use_gpu else train.num_workers,
         )
         for node in nodes
@@ -102,12 +100,3 @@ def _check_nodes_hold(train: TrainRecipe, nodes: list[dict[str, float]]) -> None
             f"{train.num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
             "worker cannot be spread over nodes; lower train.num_workers or train.cpus_per_worker, or add nodes"
         )
-
-
-def _wait_for(needed: Mapping[str, float]) -> Mapping[str, float]:
-    end_s = time.monotonic() + _WAIT_S
-    while True:
-        free: dict[str, float] = ray.available_resources()
-        if time.monotonic() > end_s or all(free.get(name, 0.0) + _TOLERANCE >= need for name, need in needed.items()):
-            return free
-        time.sleep(0.1)

@@ -12,6 +12,7 @@ import ray.data
 
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.datasets.synthetic import ROWS_PER_FILE, SyntheticLog, write_block
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.errors import StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -43,10 +44,12 @@ def write_synthetic(
 
     Raises:
         ArtifactError: `output` exists and `overwrite` is false.
+        ClusterError: No CPU is free.
         StageError: A task wrote another number of rows than asked for.
     """
     files = num_files or -(-num_interactions // ROWS_PER_FILE)
     log = SyntheticLog(num_interactions, num_users, num_items, files, dirty_share, seed)
+    require_cpu("synthetic", report=report)
     report(f"writing {num_interactions:,} interactions to {files:,} files")
     with atomic_directory(output, overwrite=overwrite) as staging:
 

@@ -1,8 +1,8 @@
 """A function of a task's number run over Ray Data, one task a number; results come back as they are done.
 
 Ray Data retries a task whose node was lost as often as need be, so it must be a function of its number that may run
-twice. An error of the package's own tree is not retried: it reaches the caller as it was raised, and one of the machine
-(a full disk, say) as a StageError.
+twice; it may take as long as it needs. An error of the package's own tree is not retried: it reaches the caller as it
+was raised, and one of the machine (a full disk, say) as a StageError.
 """
 
 import ctypes
@@ -81,6 +81,7 @@ def run_tasks(task: Callable[[int], Result], num_tasks: int, *, stage: str) -> I
     results = numbers.map_batches(_Numbered(task, stage).__call__, batch_size=None, batch_format="numpy", num_cpus=1)
     # Results are small: without Ray Data's budgets a free CPU gets its next task at once, not at the next poll.
     results.context.op_resource_reservation_enabled = False
+    results.context.execution_no_progress_timeout_s = -1
     for row in results.iter_rows():
         result = row["result"]
         if isinstance(result, RecsysError):

@@ -24,6 +24,7 @@ from ray_recsys.core.learning.learner import METRIC, Learner
 from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.training_loop import set_threads
 from ray_recsys.errors import ArtifactError, DataError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -81,6 +82,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
 
     Raises:
         ArtifactError: `output` exists, or `data` cannot be read.
+        ClusterError: No CPU is free.
         DataError: The prepared set has no validation interactions.
         StageError: Every trial failed.
     """
@@ -91,6 +93,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     output = output.absolute()
     if output.exists():
         raise ArtifactError(f"{output} exists already; give another directory")
+    require_cpu("tune", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
     output.mkdir(parents=True)
     report(f"{recipe.tune.num_trials} trials, {recipe.tune.max_concurrent_trials} at a time")
     grid = _fit(prepared, output, recipe, report)

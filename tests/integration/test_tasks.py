@@ -1,12 +1,16 @@
 """What a task cannot do reaches the caller as an error of the package, with the stage, the file and the remedy."""
 
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
+import ray.data
 
+from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.tasks import run_tasks
-from ray_recsys.errors import DataError, StageError
+from ray_recsys.errors import ClusterError, DataError, StageError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -40,3 +44,25 @@ def test_a_full_disk_is_a_stage_error(writer: str) -> None:
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(StageError, match=r"reading failed: .*/nowhere/file"):
         list(run_tasks(lambda _: Path("/nowhere/file").read_bytes(), 1, stage="reading"))
+
+
+def test_a_task_may_take_longer_than_the_contexts_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+
+    def task(number: int) -> int:
+        time.sleep(2)
+        return number
+
+    assert list(run_tasks(task, 1, stage="waiting")) == [0]
+
+
+def test_a_full_cluster_is_refused_at_once() -> None:
+    num_cpus = ray.cluster_resources()["CPU"]
+    group = ray.util.placement_group([{"CPU": num_cpus}])
+    ray.get(group.ready(), timeout=30)
+    try:
+        with pytest.raises(ClusterError, match=rf"prepare needs 1 CPU, .* has free 0 of {num_cpus:g}"):
+            require_cpu("prepare")
+    finally:
+        ray.util.remove_placement_group(group)
+    require_cpu("prepare")
