@@ -177,7 +177,7 @@ class TrainRecipe(_Section):
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
     early_stopping_epochs: PositiveInt | None = 5
-    """Epochs without a better validation NDCG@10 after which training stops; None: never."""
+    """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
     validate_every_epochs: PositiveInt = 1
     max_validation_users: PositiveInt = 20_000
     """Users (the first by a hash of their index) whose validation NDCG@10 decides."""

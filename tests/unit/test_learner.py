@@ -52,8 +52,8 @@ def recipe(**train: object) -> Recipe:
     return parse_recipe({"model": model, "train": defaults | train}, "test")
 
 
-def record(epoch: int, ndcg: float | None, loss: float = 1.0) -> EpochRecord:
-    return EpochRecord(epoch, loss, {} if ndcg is None else {"NDCG@10": ndcg}, 1.0, 1.0, 1.0)
+def record(epoch: int, ndcg: float | None) -> EpochRecord:
+    return EpochRecord(epoch, 1.0, {} if ndcg is None else {"NDCG@10": ndcg}, 1.0, 1.0, 1.0)
 
 
 def test_loss_falls_and_validation_is_measured(tmp_path: Path) -> None:
@@ -95,6 +95,27 @@ def test_without_validation_the_last_epoch_is_the_best() -> None:
     assert learner.progress.best_epoch == 3
 
 
+def test_epochs_without_validation_end_nothing() -> None:
+    learner = Learner(recipe(epochs=30, early_stopping_epochs=5, validate_every_epochs=10), USERS, ITEMS)
+    values = {10: 0.1, 20: 0.2, 30: 0.2}
+    for epoch in range(1, 30):
+        learner.finish_epoch(record(epoch, values.get(epoch)))
+        assert not learner.is_done
+    learner = Learner(recipe(epochs=99, early_stopping_epochs=5, validate_every_epochs=10), USERS, ITEMS)
+    for epoch in range(1, 21):
+        assert not learner.is_done
+        learner.finish_epoch(record(epoch, 0.1 if epoch % 10 == 0 else None))
+    assert learner.is_done
+
+
+def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(recipe(), USERS, ITEMS)
+    monkeypatch.setattr(learner, "run_epoch", lambda _: (float("inf"), 1, 1))
+    monkeypatch.setattr(Validation, "measure", lambda *_: pytest.fail("it was validated"))
+    with pytest.raises(StageError, match="loss inf in epoch 1"):
+        train_epochs(learner, FixedFeed(), Validation([], recipe()), lambda _: None)
+
+
 def test_warmup_and_divergence() -> None:
     learner = Learner(recipe(warmup_steps=4), USERS, ITEMS)
     learner.run_epoch(FixedFeed().batches(1))
@@ -102,7 +123,7 @@ def test_warmup_and_divergence() -> None:
     learner.run_epoch(FixedFeed().batches(2))
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
     with pytest.raises(StageError, match=r"learning_rate \(0.02\)"):
-        learner.finish_epoch(record(1, None, loss=float("nan")))
+        learner.check_loss(1, float("nan"))
 
 
 def test_a_checkpoint_continues_bit_for_bit_and_keeps_the_best(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.evaluating.metrics import MetricSums
 from ray_recsys.core.learning.learner import EpochRecord, Learner, TrainingBatch
 from ray_recsys.core.learning.validation import Validation
+from ray_recsys.errors import RecsysError
 
 _PURPOSE = 6  # keeps dropout apart from other random numbers under the same seed
 
 
 class EpochFeed(Protocol):
-    """Where a worker's batches come from; see `core.epoch_stream`."""
+    """Where a worker's batches come from; see `core.sampling.epoch_stream`."""
 
     def batches(self, epoch: int) -> Iterator[TrainingBatch]:
         """Yields the batches of an epoch, counted from 1: as many on every worker, empty ones included."""
@@ -33,7 +34,7 @@ def train_epochs(
     """Trains until the learner is done; calls `on_epoch` on every worker after each epoch.
 
     Raises:
-        StageError: The loss is not finite; on all workers alike.
+        StageError: The loss or a validation score is not finite; on all workers alike.
     """
     recipe = learner.recipe
     rank = dist.get_rank() if _is_group() else 0
@@ -45,12 +46,14 @@ def train_epochs(
         start_s = time.perf_counter()
         my_loss, my_pairs, num_positives = learner.run_epoch(feed.batches(epoch))
         loss_sum, num_pairs = _sum_over_workers(learner.device, my_loss, my_pairs)
+        loss = loss_sum / max(1, num_positives)
+        learner.check_loss(epoch, loss)
         train_s = time.perf_counter() - start_s
         is_due = epoch % recipe.train.validate_every_epochs == 0 or epoch == recipe.train.epochs
         sums = _measure(learner, validation) if is_due else MetricSums()
         record = EpochRecord(
             epoch=epoch,
-            loss=loss_sum / max(1, num_positives),
+            loss=loss,
             metrics=sums.means() if sums.num_users else {},
             samples_per_s=num_pairs / train_s,
             train_s=train_s,
@@ -77,12 +80,20 @@ def sum_gradients(bucket: GradientBucket) -> torch.futures.Future[Tensor]:
 
 
 def _measure(learner: Learner, validation: Validation) -> MetricSums:
-    mine = validation.measure(learner.model)
-    if not _is_group():
-        return mine
-    parts: list[MetricSums | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return MetricSums.total(part for part in parts if part is not None)
+    """Returns the sums over all workers' users; an error of one is raised on all, which would wait for it otherwise."""
+    mine: MetricSums | RecsysError
+    try:
+        mine = validation.measure(learner.model)
+    except RecsysError as error:
+        mine = error
+    parts = [mine]
+    if _is_group():
+        parts *= dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+    for part in parts:
+        if isinstance(part, RecsysError):
+            raise part
+    return MetricSums.total(part for part in parts if isinstance(part, MetricSums))
 
 
 def _sum_over_workers(device: torch.device, *values: float) -> list[float]:

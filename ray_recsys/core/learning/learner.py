@@ -3,6 +3,7 @@
 This module does not know where batches come from, how gradients of workers are added, or how state is stored.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +22,7 @@ METRIC = "NDCG@10"
 
 
 class TrainingBatch(Protocol):
-    """What a step needs of a batch; see `core.epoch_stream`."""
+    """What a step needs of a batch; see `core.sampling.epoch_stream`."""
 
     @property
     def user_idx(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
@@ -102,11 +103,13 @@ class Learner:
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs ran, or validation has not become better for long enough."""
+        """Whether all epochs ran, or the last one's validation shows that it has not become better for long enough."""
         progress, patience = self.progress, self.recipe.train.early_stopping_epochs
         if progress.num_epochs >= self.recipe.train.epochs:
             return True
-        return patience is not None and progress.num_epochs - progress.best_epoch >= patience
+        if patience is None or not progress.records or not progress.records[-1].metrics:
+            return False
+        return progress.num_epochs - progress.best_epoch >= patience
 
     def run_epoch(self, batches: Iterable[TrainingBatch]) -> tuple[float, int, int]:
         """Steps through an epoch's batches.
@@ -124,17 +127,20 @@ class Learner:
             num_positives += batch.global_size
         return float(total), num_pairs, num_positives
 
-    def finish_epoch(self, record: EpochRecord) -> None:
-        """Takes note of an epoch, and of its weights if its validation is the best so far.
+    def check_loss(self, epoch: int, loss: float) -> None:
+        """Checks an epoch's mean loss over all workers.
 
         Raises:
-            StageError: The loss is not finite.
+            StageError: It is not finite.
         """
-        if not np.isfinite(record.loss):
+        if not math.isfinite(loss):
             raise StageError(
-                f"training diverged: loss {record.loss} in epoch {record.epoch}; lower train.learning_rate "
+                f"training diverged: loss {loss} in epoch {epoch}; lower train.learning_rate "
                 f"({self.recipe.train.learning_rate})"
             )
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        """Takes note of an epoch, and of its weights if its validation is the best so far."""
         progress = self.progress
         progress.records.append(record)
         best = progress.best_metrics.get(METRIC)
