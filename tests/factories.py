@@ -85,6 +85,13 @@ def make_prepared_set(
     return PreparedSet.open(path)
 
 
+def change_a_byte(path: Path) -> None:
+    """Changes the byte in a file's middle, and nothing else."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def _part(items: list[Int64s], start_s: int) -> Interactions:
     lengths = np.array([len(i) for i in items], np.int64)
     flat = np.concatenate(items) if items else np.zeros(0, np.int64)

@@ -158,6 +158,15 @@ def write_manifest(
     staging.rename(directory / MANIFEST)
 
 
+def read_kind(directory: Path) -> object:
+    """Returns what an artefact's manifest says that it is; None: nothing that can be read."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("kind") if isinstance(manifest, dict) else None
+
+
 def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     """Returns a manifest after checking it, and the presence and size of every file (not yet their content).
 

@@ -123,6 +123,7 @@ def evaluate(
     start_s = time.monotonic()
     trained, prepared = TrainedModel.open(model), PreparedSet.open(data)
     trained.check_fits(prepared)
+    prepared.verify()
     require_cpu("evaluate", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
     if candidates is None:
         work: Work = SplitUsers(prepared, recipe, split)

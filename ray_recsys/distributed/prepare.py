@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import MANIFEST, atomic_directory
+from ray_recsys.core.artifact import MANIFEST, atomic_directory, read_kind
 from ray_recsys.core.histories import Int64s
-from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_prepared_manifest
+from ray_recsys.core.prepared import ITEMS, KIND, PreparedManifest, PreparedSet, write_prepared_manifest
 from ray_recsys.core.preparing.drops import DropLog
 from ray_recsys.core.preparing.fingerprint import describe_difference, fingerprint
 from ray_recsys.core.preparing.id_hash import NUM_BUCKETS, partition_bounds
@@ -96,7 +96,7 @@ def _check_replaceable(output: Path) -> None:
     """Refuses to replace what is no prepared set, whatever the caller asked for."""
     if output.is_dir() and not any(output.iterdir()):
         output.rmdir()
-    elif output.exists() and not (output / MANIFEST).exists():
+    elif output.exists() and read_kind(output) != KIND:
         raise ArtifactError(f"{output} exists and is no prepared set, so it is not overwritten; give another --output")
 
 

@@ -70,6 +70,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, rep
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return _result(output, Run.open(output).manifest, start_s)
+    prepared.verify()
     feed = make_feed(prepared, recipe, report=report)  # before anything is written: it refuses too small a cluster
     if resume:
         report(f"resuming the run at {output}")

@@ -93,6 +93,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     output = output.absolute()
     if output.exists():
         raise ArtifactError(f"{output} exists already; give another directory")
+    prepared.verify()
     require_cpu("tune", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
     output.mkdir(parents=True)
     report(f"{recipe.tune.num_trials} trials, {recipe.tune.max_concurrent_trials} at a time")

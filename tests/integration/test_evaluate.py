@@ -17,9 +17,9 @@ from ray_recsys.core.models.model_files import save_model
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.evaluation import evaluate
-from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
+from ray_recsys.errors import ArtifactError, DataError, EmptyDataError, IntegrityError
 from tests.bundles import make_bundle, random_model
-from tests.factories import make_prepared_set
+from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = pytest.mark.ray
 RECIPE = Recipe(evaluate=EvaluateRecipe(ks=(5, 10), num_sampled=9))
@@ -100,6 +100,14 @@ def test_data_and_models_that_do_not_belong_together_are_refused(run: Path, tmp_
         evaluate(run, other.path, RECIPE)
     with pytest.raises(ArtifactError, match="neither a run nor a bundle"):
         evaluate(other.path, other.path, RECIPE)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_data_with_a_changed_byte_are_refused(run: Path, tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "set")
+    change_a_byte(data.path / "users/part-00001.parquet")
+    with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet"):
+        evaluate(run, data.path, RECIPE)
 
 
 @pytest.mark.parametrize(

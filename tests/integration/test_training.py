@@ -13,9 +13,9 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.learning.run import Run
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.training import TrainResult, train
-from ray_recsys.errors import ArtifactError, ClusterError, StageError
+from ray_recsys.errors import ArtifactError, ClusterError, IntegrityError, StageError
 from ray_recsys.recipe_files import parse_recipe
-from tests.factories import make_prepared_set
+from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 EPOCHS = 20
@@ -118,3 +118,11 @@ def test_more_workers_than_the_cluster_has_is_said_before_anything_is_written(pr
     with pytest.raises(ClusterError, match="num_workers"):
         train(prepared.path, run, recipe(num_workers=1000))
     assert not run.exists()
+
+
+def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "data")
+    change_a_byte(data.path / "users/part-00001.parquet")
+    with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet"):
+        train(data.path, tmp_path / "run", recipe())
+    assert not (tmp_path / "run").exists()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ray_recsys.config import Recipe
 from ray_recsys.distributed.tuning import tune
-from ray_recsys.errors import ArtifactError
+from ray_recsys.errors import ArtifactError, IntegrityError
 from ray_recsys.recipe_files import load_recipe, parse_recipe
-from tests.factories import make_prepared_set
+from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -42,3 +43,11 @@ def test_a_search_writes_the_best_recipe(tmp_path: Path, capfd: pytest.CaptureFi
     assert sum(line.startswith("trial ") for line in lines) == 3
     with pytest.raises(ArtifactError, match="exists already"):
         tune(prepared.path, tmp_path / "tuned", recipe)
+
+
+def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "data")
+    change_a_byte(data.path / "items.parquet")
+    with pytest.raises(IntegrityError, match=r"items\.parquet"):
+        tune(data.path, tmp_path / "tuned", Recipe())
+    assert not (tmp_path / "tuned").exists()

@@ -22,8 +22,8 @@ from ray_recsys.core.inspecting.describe import (
     spread_of,
 )
 from ray_recsys.core.inspecting.describe_html import write_html
-from ray_recsys.errors import ArtifactError, InputError
-from tests.factories import make_prepared_set
+from ray_recsys.errors import ArtifactError, InputError, IntegrityError
+from tests.factories import change_a_byte, make_prepared_set
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=40))
@@ -95,6 +95,14 @@ def test_a_prepared_set_is_described(tmp_path: Path) -> None:
     assert description.split == {"method": "leave_one_out"}
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
         describe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["users/part-00002.parquet", "items.parquet"])
+def test_a_changed_byte_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    prepared = make_prepared_set(tmp_path / "prepared")
+    change_a_byte(prepared.path / name)
+    with pytest.raises(IntegrityError, match=name):
+        describe(prepared.path)
 
 
 def test_the_page_holds_the_figures_and_needs_nothing_else(tmp_path: Path) -> None:

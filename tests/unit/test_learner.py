@@ -17,7 +17,7 @@ from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.models.model_files import load_model
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
 from ray_recsys.recipe_files import parse_recipe
-from tests.factories import make_prepared_set
+from tests.factories import change_a_byte, make_prepared_set
 
 USERS, ITEMS = 60, 40
 
@@ -158,9 +158,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> N
     learner = Learner(recipe(), USERS, ITEMS)
     learner.finish_epoch(record(1, None))
     save_checkpoint(learner, tmp_path)
-    content = bytearray((tmp_path / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / name).write_bytes(bytes(content))
+    change_a_byte(tmp_path / name)
     with pytest.raises(IntegrityError, match=name):
         load_checkpoint(learner, tmp_path)
 

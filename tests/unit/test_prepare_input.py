@@ -332,3 +332,12 @@ class TestRerun:
             with pytest.raises(ArtifactError, match="no prepared set"):
                 self.run(tmp_path, Recipe(), overwrite=overwrite)
         assert (tmp_path / "out" / "letter.txt").exists()
+
+    @pytest.mark.parametrize("manifest", ['{"kind": "run"}', "[]", "no JSON"])
+    def test_another_artefact_is_never_replaced(self, tmp_path: Path, manifest: str) -> None:
+        write_parquet(tmp_path / "log.parquet")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "manifest.json").write_text(manifest, encoding="utf8")
+        with pytest.raises(ArtifactError, match="no prepared set, so it is not overwritten"):
+            self.run(tmp_path, Recipe(), overwrite=True)
+        assert (tmp_path / "out" / "manifest.json").read_text(encoding="utf8") == manifest

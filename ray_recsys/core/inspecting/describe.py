@@ -126,6 +126,7 @@ def describe(data: Path) -> Description:
         ArtifactError: No prepared set, another schema version, or damaged.
     """
     prepared = PreparedSet.open(data)
+    prepared.verify()
     tally = Tally()
     for partition in range(len(prepared.manifest.partitions)):
         histories = prepared.read_partition(partition)

@@ -3,12 +3,11 @@
 This module does not know what a model is used for.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ray_recsys.core.artifact import MANIFEST
+from ray_recsys.core.artifact import read_kind
 from ray_recsys.core.learning import run
 from ray_recsys.core.learning.run import Run, is_unfinished
 from ray_recsys.core.models.model_files import load_model
@@ -40,7 +39,7 @@ class TrainedModel:
             ArtifactError: It is neither, another schema version, unfinished or damaged; names the file.
         """
         path = path.absolute()
-        kind = _kind(path)
+        kind = read_kind(path)
         if kind == bundle.KIND:
             manifest = Bundle.open(path).manifest
             return cls(path, path, manifest.num_users, manifest.num_items, manifest.data_fingerprint)
@@ -70,11 +69,3 @@ class TrainedModel:
                 f"fingerprint {data.input_fingerprint}); give --data the prepared set that the model was trained on, "
                 "or train on this one"
             )
-
-
-def _kind(path: Path) -> object:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return None
-    return manifest.get("kind") if isinstance(manifest, dict) else None
