@@ -1,6 +1,5 @@
 # make demo [ARGS=--once]   real recommendations from real data: installs, then runs the whole way
 # make test                 every check, as CI runs them
-# make cluster              prepare on clusters of several nodes, one of them lost meanwhile
 # make format               what `make test` would complain about and a tool can mend
 #
 # PYTHON=python3.12         the interpreter of the environment
@@ -12,7 +11,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
-.PHONY: demo test format lint types unit integration e2e cluster clean
+.PHONY: demo test format lint types unit integration e2e clean
 
 demo: .venv/demo.stamp
 	@$(BIN)/ray-recsys demo $(ARGS)
@@ -28,10 +27,7 @@ types: .venv/dev.stamp
 	$(BIN)/mypy
 
 unit integration e2e: %: .venv/dev.stamp
-	$(BIN)/pytest -q -m "not cluster" tests/$* $(ARGS)
-
-cluster: .venv/dev.stamp
-	$(BIN)/pytest -q -m cluster tests/integration $(ARGS)
+	$(BIN)/pytest -q tests/$* $(ARGS)
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format

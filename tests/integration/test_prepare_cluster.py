@@ -10,7 +10,7 @@ import pytest
 
 from ray_recsys.datasets.synthetic import SyntheticLog, write_block
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 240
 LOG = SyntheticLog(num_interactions=48_000, num_users=1_500, num_items=400, num_files=12, dirty_share=0.05, seed=3)
