@@ -49,11 +49,6 @@ class Recall:
         """I."""
         return int(self._index.ntotal)
 
-    @property
-    def num_dimensions(self) -> int:
-        """Length of a vector, D + 1."""
-        return int(self._index.d)
-
     def search(self, user_vector: Float32s, num_candidates: int, excluded: npt.NDArray[np.integer[Any]]) -> Int32s:
         """Returns the items with the highest inner product, best first, ties by item_idx; int32[<= C].
 

@@ -97,11 +97,6 @@ class Recommender:
         items, scores = self._rerank.best(user, candidates.item_idx, query.k)
         return Recommendations(items, scores, candidates.source)
 
-    def similar(self, item_idx: int, k: int) -> tuple[Int32s, Float32s]:
-        """Returns the k items most similar to one and their cosines; at most as many as the bundle keeps."""
-        neighbours = self.bundle.neighbours
-        return np.asarray(neighbours.item_idx[item_idx, :k]), np.asarray(neighbours.scores[item_idx, :k])
-
     def _seen(self, user_idx: int | None) -> Int32s:
         return _no_items() if user_idx is None else self.bundle.seen.of(user_idx)
 

@@ -76,11 +76,6 @@ class LoadedRecommenders:
         version = self._registry.current()
         self._keep(version, self._open(version))
 
-    @property
-    def versions(self) -> list[str]:
-        """What is loaded, the least recently asked for first."""
-        return list(self._loaded)
-
     def _open(self, version: str) -> Recommender:
         return Recommender(self._registry.open(version))
 
