@@ -1,6 +1,6 @@
 /** The page: who is asked for (kept in the address after #), the requests that follow from it, and the wiring. */
 
-import { isSuperseded, request, stringify } from "./api.js";
+import { cancel, isSuperseded, request, stringify } from "./api.js";
 import { showBundle } from "./bundle.js";
 import { learnTitles, showHistory } from "./history.js";
 import { learnKind, parseId, parseItemIds } from "./ids.js";
@@ -17,6 +17,8 @@ const NUM_SEEN = 50;
 const state = { mode: "user", user: null, history: [] };
 let knownUsers = [];
 let shared = new Set();
+let turn = 0; // of what is asked; an answer to an earlier turn is not shown
+let seenShown = Promise.resolve();
 
 const openSimilar = makeSimilarDrawer((item) => {
   addToHistory([item]);
@@ -27,10 +29,11 @@ const openSimilar = makeSimilarDrawer((item) => {
 
 function requestBody() {
   const who = state.mode === "user" ? { user_id: state.user } : { history: state.history.map((item) => item.item_id) };
+  const candidates = numberOf("num-candidates");
   return {
     ...who,
     k: numberOf("k"),
-    num_candidates: numberOf("num-candidates"),
+    ...(candidates === "" ? {} : { num_candidates: candidates }), // the recipe's
     exclude_seen: byId("exclude-seen").checked,
   };
 }
@@ -47,8 +50,10 @@ function isAsked() {
 
 // ---- recommendations ----
 
-/** Asks and shows; waits for `seen` before showing, because its categories mark those of the items. */
-async function recommend(seen = Promise.resolve()) {
+/** Asks and shows; what is seen is shown before, because its categories mark those of the items. */
+async function recommend() {
+  cancel("recommend");
+  const own = ++turn;
   if (!isAsked()) return showEmpty();
   const body = requestBody();
   const card = byId("results");
@@ -59,12 +64,13 @@ async function recommend(seen = Promise.resolve()) {
   try {
     const answer = await request("recommend", "v1/recommend", body);
     const roundTripMs = performance.now() - start;
-    await seen;
+    await seenShown;
+    if (own !== turn) return;
     showProblem(byId("results-alert"), null);
     markInvalid(null);
     showAnswer(answer, body, roundTripMs);
   } catch (error) {
-    if (isSuperseded(error)) return;
+    if (isSuperseded(error) || own !== turn) return;
     clearAnswer();
     markInvalid(error.field);
     showProblem(byId("results-alert"), error, refresh);
@@ -125,6 +131,7 @@ function asCurl(body) {
 // ---- what they liked ----
 
 async function showSeen() {
+  cancel("seen");
   const empty = byId("seen-empty");
   const list = byId("seen");
   if (state.mode === "history") return showEntered(state.history);
@@ -164,7 +171,8 @@ function fillSeen(items, sub, emptyText) {
 /** Shows everything for the state as it is. */
 async function refresh() {
   showControls();
-  await recommend(showSeen());
+  seenShown = showSeen();
+  await recommend();
 }
 
 function showControls() {

@@ -3,6 +3,8 @@
 import { isSuperseded, request } from "./api.js";
 import { byId, element, nameOf } from "./render.js";
 
+const MAX_TITLES = 50; // one request each
+
 /** Shows the entries; `onRemove(item)` is called for the one that is taken out. */
 export function showHistory(items, onRemove) {
   byId("history").replaceChildren(...items.map((item) => entryOf(item, () => onRemove(item))));
@@ -10,9 +12,11 @@ export function showHistory(items, onRemove) {
   byId("clear-history").hidden = items.length === 0;
 }
 
-/** Fills in the titles and categories of items that were pasted or linked as bare ids. */
+/** Fills in the titles and categories of items that were pasted or linked as bare ids; of very many, the first. */
 export async function learnTitles(items) {
-  await Promise.all(items.filter((item) => item.title === undefined).map(learnTitle));
+  const bare = items.filter((item) => item.title === undefined);
+  for (const item of bare.splice(MAX_TITLES)) item.title = null; // it is shown by its id
+  await Promise.all(bare.map(learnTitle));
 }
 
 async function learnTitle(item) {

@@ -3,6 +3,8 @@
  * typed ones are then sent as the same kind.
  */
 
+import { parse } from "./api.js";
+
 const areNumbers = { user: false, item: false };
 
 /** Takes note of an id that the server sent; `kind` is "user" or "item". */
@@ -18,8 +20,22 @@ export function parseId(text, kind) {
 
 /** Returns distinct item ids written as a JSON list or separated by commas, semicolons or lines; numbers also by spaces. */
 export function parseItemIds(text) {
+  const ids = readList(text) ?? splitList(text);
+  return [...new Set(ids)].filter(Boolean).map((id) => parseId(id, "item"));
+}
+
+/** Returns the ids of a JSON list as text, or nothing if it is not one: an id in quotes may hold any character. */
+function readList(text) {
+  try {
+    const list = parse(text);
+    return Array.isArray(list) ? list.map(String) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function splitList(text) {
   const separator = areNumbers.item ? /[\s,;]+/ : /[\n\t,;]+/;
   const parts = text.trim().replace(/^\[|\]$/g, "").split(separator);
-  const ids = parts.map((part) => part.trim().replace(/^"|"$/g, "")).filter(Boolean);
-  return [...new Set(ids)].map((id) => parseId(id, "item"));
+  return parts.map((part) => part.trim().replace(/^"|"$/g, ""));
 }

@@ -1,12 +1,14 @@
 """The page in a real browser, over the real graph: what a person does, and what they see."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect, sync_playwright
 
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serving.local import serve
@@ -178,6 +180,46 @@ def test_the_last_choice_wins_and_can_be_linked(page: Page, address: str) -> Non
     page.goto(f"{address}/#user=user-00011")
     expect(page.locator("#results-sub")).to_contain_text("user-00011")
     expect(page.get_by_role("button", name="user-00011")).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize("late", ["**/v1/recommend", "**/seen?*"])
+def test_an_answer_that_comes_after_a_change_of_person_is_not_shown(page: Page, late: str) -> None:
+    held: list[Route] = []
+    page.route(late, lambda route: held.append(route))  # noqa: PLW0108  (Playwright cannot wrap a built-in)
+    with page.expect_response(re.compile("/seen" if "recommend" in late else "/recommend")):
+        choose_user(page, "user-00003")
+    page.get_by_role("tab", name="New user").click()
+    expect(page.get_by_text("No recommendations yet")).to_be_visible()
+    for route in held:
+        route.continue_()
+    assert held != []
+    page.wait_for_timeout(300)
+    expect(page.get_by_text("No recommendations yet")).to_be_visible()
+    expect(page.locator("#seen-empty")).to_have_text("The history that you enter appears here.")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    assert (recommended(page).count(), recommended(page, "#seen").count()) == (0, 0)
+
+
+def test_candidates_are_the_servers_unless_given(page: Page) -> None:
+    expect(page.locator("#request-text")).not_to_contain_text("num_candidates")
+    page.get_by_label("Candidates").fill("30")
+    expect(page.locator("#request-text")).to_contain_text('"num_candidates":30')
+
+
+def test_a_history_in_the_address_may_hold_any_character(page: Page, address: str) -> None:
+    page.goto(f"{address}/#history={quote(json.dumps(['item-0007', 'a, b; [c]']))}")
+    expect(page.locator("#history li")).to_have_count(2)
+    expect(page.locator("#history li")).to_contain_text(["Title", "a, b; [c]"])
+
+
+def test_a_long_history_is_not_looked_up_title_by_title(page: Page, address: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/v1/similar/" in request.url else None)
+    page.goto(f"{address}/#history={quote(json.dumps([f'absent-{n}' for n in range(300)]))}")
+    expect(page.locator("#history li")).to_have_count(300)
+    expect(page.locator("#history li").last).to_contain_text("absent-299")
+    expect(page.locator("#seen-sub")).to_contain_text("What was entered")
+    assert 1 <= len(asked) <= 50
 
 
 def test_a_server_that_is_gone_is_said_to_be(page: Page) -> None:
