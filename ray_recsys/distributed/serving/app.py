@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +42,7 @@ def build_app(args: AppArgs) -> serve.Application:
 
     Raises:
         RegistryError: No bundle is live.
-        RecipeError: The recipe cannot be read, or is given twice.
+        RecipeError: The recipe cannot be read, or is given twice; or a variable of a path is not set.
     """
     registry = Path(_filled_in(args.registry)).absolute()
     Registry(registry).current()
@@ -76,4 +77,9 @@ def _deployment(
 
 
 def _filled_in(path: str) -> str:
-    return os.path.expandvars(Path(path).expanduser())
+    filled = os.path.expandvars(Path(path).expanduser())
+    if unset := re.search(r"\$\{?(\w+)", filled):
+        raise RecipeError(
+            f"{path}: the variable {unset[1]} is not set where Ray was started; set it there, or write the path out"
+        )
+    return filled
