@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
+from ray import serve as ray_serve
 
 from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.core.recommending.recommender import Query, Recommender
@@ -86,9 +90,40 @@ def test_what_cannot_be_served_is_refused_at_once(tmp_path: Path) -> None:
             pass
 
 
+def test_a_serve_that_runs_already_is_left_alone(tmp_path: Path) -> None:
+    publish_bundle(tmp_path / "registry", make_prepared_set(tmp_path / "prepared"))
+    ray_serve.start(proxy_location="Disabled")
+    try:
+        with pytest.raises(ClusterError, match="no application yet"), serve(tmp_path / "registry", Recipe()):
+            pass
+        assert ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve") is not None
+    finally:
+        ray_serve.shutdown()
+
+
 def test_http_answers_as_the_recommender_does(graph: Graph) -> None:
     _check_same_as_offline(graph, graph.registry.current())
     assert graph.ask({"history": ["item-0003"], "k": 3}).body["source"] == "fold-in"
+    recommender = Recommender(graph.registry.open())
+    item_idx = recommender.bundle.catalogue.vocabulary.find("item-0003")
+    assert item_idx is not None
+    history = np.array([item_idx], np.int32)
+    for query, body in (
+        (Query(user_idx=7, exclude_seen=False), {"exclude_seen": False}),
+        (Query(user_idx=7, history=history), {"history": ["item-0003"]}),
+    ):
+        answer = graph.ask({"user_id": recommender.bundle.users.id_of(7), **body}).body
+        assert _ids(answer["items"]) == _offline(recommender, query) != _offline(recommender, Query(user_idx=7))
+
+
+def test_similar_items_are_the_bundles_neighbours(graph: Graph) -> None:
+    bundle = graph.registry.open()
+    for item_idx in range(5):
+        item_id = bundle.catalogue.vocabulary.id_of(item_idx)
+        answer = _fetch(urllib.request.Request(f"{graph.address}/v1/similar/{item_id}?k=7")).body
+        shown = bundle.catalogue.describe(bundle.neighbours.item_idx[item_idx, :7])
+        assert _ids(answer["items"]) == [item.item_id for item in shown]
+        assert [item["score"] for item in answer["items"]] == bundle.neighbours.scores[item_idx, :7].tolist()
 
 
 def test_a_value_above_its_limit_is_a_problem(graph: Graph) -> None:
@@ -105,6 +140,34 @@ def test_a_published_bundle_goes_live(graph: Graph) -> None:
     _check_same_as_offline(graph, version)
 
 
+def test_an_answer_during_a_swap_is_of_the_one_version_that_it_names(graph: Graph) -> None:
+    before = graph.registry.current()
+    swapped = threading.Event()
+
+    def ask_on(user_idx: int) -> list[Answer]:
+        answers = []
+        while not swapped.is_set():
+            answers.append(graph.ask({"user_id": f"user-{user_idx:05d}"}))
+        return answers
+
+    with ThreadPoolExecutor(2) as clients:
+        asked = [clients.submit(ask_on, user_idx) for user_idx in (3, 4)]
+        try:
+            version = publish_bundle(graph.registry.path, graph.prepared, seed=3)
+            _wait_until(lambda: graph.live_version() == version)
+            time.sleep(0.2)
+        finally:
+            swapped.set()
+        answers = {user_idx: future.result() for user_idx, future in zip((3, 4), asked, strict=True)}
+    recommenders = {name: Recommender(graph.registry.open(name)) for name in (before, version)}
+    for user_idx, of_user in answers.items():
+        assert {answer.status for answer in of_user} == {200}
+        assert {answer.body["bundle"] for answer in of_user} == {before, version}
+        expected = {name: _offline(one, Query(user_idx=user_idx)) for name, one in recommenders.items()}
+        assert expected[before] != expected[version]
+        assert all(_ids(answer.body["items"]) == expected[answer.body["bundle"]] for answer in of_user)
+
+
 def test_too_many_requests_are_refused_and_none_hangs(graph: Graph) -> None:
     with ThreadPoolExecutor(64) as clients:
         answers = list(clients.map(graph.ask, [{"user_id": "user-00001", "num_candidates": 2000}] * 400))
@@ -117,7 +180,7 @@ def test_too_many_requests_are_refused_and_none_hangs(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("graph", ["apart"], indirect=True)
-def test_killed_stages_are_replaced_and_nobody_sees_a_failure(graph: Graph) -> None:
+def test_killed_stages_are_replaced_and_until_then_answers_are_problems_to_retry(graph: Graph) -> None:
     killed = _replicas("recall", "rerank")
     assert len(killed) == 2
     _kill(killed)
@@ -144,15 +207,11 @@ def _answers(graph: Graph) -> bool:
 
 
 def _replicas(*deployments: str) -> list[dict[str, str]]:
-    import ray
-
     actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
     return [actor for actor in actors if any(f"#{deployment}#" in actor["name"] for deployment in deployments)]
 
 
 def _kill(replicas: list[dict[str, str]]) -> None:
-    import ray
-
     for replica in replicas:
         ray.kill(ray.get_actor(**replica))
 
@@ -162,11 +221,19 @@ def _check_same_as_offline(graph: Graph, version: str) -> None:
     bundle = recommender.bundle
     for user_idx in range(50):
         answer = graph.ask({"user_id": bundle.users.id_of(user_idx)}).body
-        offline = recommender.recommend(Query(user_idx=user_idx))
+        offline = _offline(recommender, Query(user_idx=user_idx))
         assert answer["bundle"] == version
-        shown = [item.item_id for item in bundle.catalogue.describe(offline.item_idx)]
-        assert [item["item_id"] for item in answer["items"]] == shown
+        assert _ids(answer["items"]) == offline
         assert set(answer["timings_ms"]) == {"recall", "rerank", "total"}
+
+
+def _ids(items: list[dict[str, Any]]) -> list[int | str]:
+    return [item["item_id"] for item in items]
+
+
+def _offline(recommender: Recommender, query: Query) -> list[int | str]:
+    shown = recommender.bundle.catalogue.describe(recommender.recommend(query).item_idx)
+    return [item.item_id for item in shown]
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -22,6 +23,7 @@ from ray_recsys.progress import Reporter, silent
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
+_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see this machine's ports
 
 
@@ -66,11 +68,16 @@ def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Itera
 
 
 def _check_not_serving() -> None:
-    applications = ray_serve.status().applications
-    if applications:
-        raise ClusterError(
-            f"this Ray serves already ({', '.join(applications)}); use `serve deploy`, or leave --address out"
-        )
+    """Raises ClusterError where Serve runs: it has a host and port already, and its end would not be ours to make."""
+    try:
+        ray.get_actor(_CONTROLLER, namespace="serve")
+    except ValueError:
+        return
+    applications = ", ".join(ray_serve.status().applications) or "no application yet"
+    raise ClusterError(
+        f"Serve runs on this Ray already ({applications}); deploy to it by `serve deploy serve_config.yaml`, or leave "
+        "--address out"
+    )
 
 
 def usable_port(host: str, port: int) -> int:
