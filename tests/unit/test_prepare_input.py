@@ -103,6 +103,7 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
         '1,"100,3,1000',
         "",
         "  ",
+        ",,,",
     ]
     log = write_text(tmp_path / "log.csv", ",", header=True, extra=extra)
     with log.open("ab") as file:
@@ -113,12 +114,12 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
     assert manifest.rows_dropped == {
         "bad_rating": 1,
         "bad_timestamp": 1,
-        "malformed_row": 4,
+        "malformed_row": 5,
         "null_item": 1,
-        "null_user": 1,
+        "null_user": 2,
     }
-    assert manifest.rows_in == len(ROWS) + 8 == manifest.rows_kept + sum(manifest.rows_dropped.values())
-    assert "4 malformed_row" in messages[-1]
+    assert manifest.rows_in == len(ROWS) + 10 == manifest.rows_kept + sum(manifest.rows_dropped.values())
+    assert "5 malformed_row" in messages[-1]
     lines = (tmp_path / "out" / "drops" / "malformed_row.jsonl").read_text().splitlines()
     assert {json.loads(line)["line"] for line in lines} >= {"1,2", "1,2,3,4,5", '1,"100,3,1000'}
     assert json.loads((tmp_path / "out" / "drops" / "bad_timestamp.jsonl").read_text())["timestamp"] == "soon"

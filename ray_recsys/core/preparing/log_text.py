@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
@@ -25,6 +26,7 @@ _UNIT_SEPARATOR = "\x1f"  # stands for a separator of two characters
 _SEPARATORS: dict[Format, str] = {"csv": ",", "tsv": "\t", "movielens": "::"}
 _MAX_LINE_BYTES = 64 << 20
 _READ_ON_BYTES = 64 << 10  # past a range's end, to complete its last line
+_EXACT_BELOW = 2.0**53
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -168,7 +170,7 @@ def _parse_separated(data: bytes, layout: TextLayout, columns: Sequence[str]) ->
         return "skip"
 
     num_lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
-    if not data.strip():
+    if not data.strip(b"\r\n"):
         return TextBlock(_strings({name: [] for name in columns}), [])
     try:
         table = pyarrow.csv.read_csv(
@@ -200,7 +202,7 @@ def _parse_separated_slowly(
     rows, malformed = [], []
     for line in text.split("\n"):
         line = line.removesuffix("\r")  # noqa: PLW2901 (a Windows line end is no part of the record)
-        if not line.strip():
+        if not line:
             continue
         try:
             fields = _fields(line, separator, is_quoted)
@@ -229,7 +231,7 @@ def _parse_json(data: bytes, columns: Sequence[str]) -> TextBlock:
             table = _read_json(data, guessed)
     except pa.ArrowInvalid:
         table = None
-    if table is None or table.num_rows != num_lines or any(not _is_plain(table, name) for name in columns):
+    if table is None or table.num_rows != num_lines or not all(_is_plain(table, name) for name in columns):
         return _parse_json_slowly(data.decode(), columns)
     return TextBlock(table.select(columns), [])
 
@@ -248,7 +250,9 @@ def _is_plain(table: pa.Table, name: str) -> bool:
     if name not in table.column_names:
         return False
     dtype = table.schema.field(name).type
-    return bool(pa.types.is_int64(dtype) or pa.types.is_float64(dtype) or pa.types.is_string(dtype))
+    if pa.types.is_float64(dtype):  # whole numbers among them are exact below this
+        return not pc.any(pc.greater_equal(pc.abs(table[name]), _EXACT_BELOW)).as_py()
+    return bool(pa.types.is_int64(dtype) or pa.types.is_string(dtype))
 
 
 def _parse_json_slowly(text: str, columns: Sequence[str]) -> TextBlock:
@@ -271,11 +275,12 @@ def _parse_json_slowly(text: str, columns: Sequence[str]) -> TextBlock:
 
 
 def _json_column(values: list[Any]) -> pa.Array:
+    """Returns numbers as pyarrow's own reader types them; text where they are not all numbers, or lose digits so."""
     kinds = {type(value) for value in values if value is not None}
-    if len(kinds) == 1 and kinds <= {int, float}:
+    if kinds and kinds <= {int, float}:
         try:
-            return pa.array(values)
-        except OverflowError:
+            return pa.array(values, pa.float64() if float in kinds else pa.int64())
+        except (OverflowError, pa.ArrowInvalid):  # beyond 64 bits, or a whole number that no float64 is
             pass
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
