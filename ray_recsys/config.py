@@ -4,6 +4,7 @@ A recipe knows nothing of paths or clusters: those are arguments of a command. H
 in `recipe_files`.
 """
 
+import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -63,6 +64,16 @@ class _FileFormat(_Section):
     encoding: str = "utf8"
     """Text encoding, e.g. latin-1."""
 
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding = {self.encoding!r} is not known; give one of Python's, e.g. utf8") from None
+        if self.separator is not None and not self.separator.isascii():
+            raise ValueError(f"separator = {self.separator!r} is not ASCII")
+        return self
+
 
 class InputRecipe(_FileFormat):
     """How to read the interaction log."""
@@ -93,7 +104,7 @@ class PrepareRecipe(_Section):
     deduplicate: Literal["first", "last", "highest_rating", "count"] = "last"
     """Which of a pair's interactions is kept; `count`: the last, with the number of them as its repetition."""
     min_rating: float | None = None
-    """Interactions rated lower are dropped."""
+    """Interactions rated lower are dropped, after deduplication."""
     min_interactions_per_user: PositiveInt = 1
     min_interactions_per_item: PositiveInt = 1
     filter: Literal["once", "k_core"] = "once"
@@ -118,6 +129,11 @@ class SplitRecipe(_Section):
 
     @model_validator(mode="after")
     def _leaves_training(self) -> Self:
+        begins, ends = self.validation_from_s, self.test_from_s
+        if begins is not None and ends is not None and begins > ends:
+            raise ValueError(
+                f"validation_from_s = {begins} is after test_from_s = {ends}; validation comes before the test"
+            )
         if (held_out := self.validation_fraction + self.test_fraction) >= 1:
             raise ValueError(
                 f"validation_fraction + test_fraction = {held_out:g} leaves nothing to train on; keep it < 1"
@@ -219,7 +235,7 @@ class EvaluateRecipe(_Section):
     """Metrics and their protocol."""
 
     protocol: Literal["full", "sampled"] = "full"
-    """full: every item that the user has not seen is a candidate; sampled: the held-out item + num_candidates."""
+    """full: every item that the user has not seen is a candidate; sampled: the held-out item + num_sampled."""
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     num_sampled: PositiveInt = 99
     """Unseen items drawn per held-out item under the sampled protocol."""

@@ -1,9 +1,9 @@
 """A raw interaction log → a prepared set, in two passes of Ray Data tasks over staging files.
 
-Pass 1 reads chunks of the log (`core.scatter`), pass 2 works on partitions of users (`core.partition_steps`,
-`core.partition_writer`). Rows go through files beside the output, never through the object store or the driver; the
-driver holds the items of the log and a few numbers per task. The result depends on the rows alone, not on their order,
-files, blocks or the cluster.
+Pass 1 reads chunks of the log (`scatter`), pass 2 works on partitions of users (`partition_steps`,
+`partition_writer`, all of `core.preparing`). Rows go through files beside the output, never through the
+object store or the driver; the driver holds the items of the log and a few numbers per task. The result depends on the
+rows alone, not on their order, files, blocks or the cluster.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """The passes of `prepare` over the cluster: one task per chunk, block or partition, a few numbers back from each.
 
-What a task does is in `core.scatter`, `core.partition_steps` and `core.partition_writer`.
+What a task does is in `scatter`, `partition_steps` and `partition_writer` of `core.preparing`.
 """
 
 from collections.abc import Callable, Sequence

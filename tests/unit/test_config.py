@@ -40,6 +40,9 @@ WRONG = [
     ("[tune]\nlearning_rate_min = 1.0\nlearning_rate_max = 0.1", "learning_rate_min must be <= learning_rate_max"),
     ("[input]\ntimestamp_column = 'none'", "split.method = 'leave_one_out' needs times"),
     ("[train]\nobjective = 'explicit'", "train.objective = 'explicit': needs input.rating_column"),
+    ("[split]\nvalidation_from_s = 9\ntest_from_s = 8", "split: validation_from_s = 9 is after test_from_s = 8"),
+    ("[input]\nencoding = 'latin-99'", "input: encoding = 'latin-99' is not known"),
+    ("[input]\nseparator = '→'", "input: separator = '→' is not ASCII"),
     ("[prepare]\nmin_rating = 3", "prepare.min_rating: needs input.rating_column"),
     ("[prepare]\ndeduplicate = 'highest_rating'", "prepare.deduplicate = 'highest_rating': needs input.rating_column"),
     (

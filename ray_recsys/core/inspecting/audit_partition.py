@@ -30,7 +30,7 @@ from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.errors import IntegrityError
 
-EPOCH = 0
+EPOCH = 1
 
 
 def _no_items() -> Int64s:

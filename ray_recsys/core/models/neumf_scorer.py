@@ -20,7 +20,7 @@ _BLOCK_VALUES = 512 * 1024
 
 
 class NeuMFScorer:
-    """Scores (logits) of a trained NeuMF; see `core.scorer` for the protocol.
+    """Scores (logits) of a trained NeuMF; see `core.evaluating.scorer` for the protocol.
 
     A user's scores do not depend on which other users are in the call, so that a batch job and a request agree.
 

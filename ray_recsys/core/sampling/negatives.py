@@ -53,7 +53,7 @@ class NegativeSampler:
         """Returns the negatives of B positives, int32[B, N].
 
         Args:
-            epoch: From 0.
+            epoch: Counted from 1.
             user_idx: Of each positive's user.
             position: Place of each positive in its user's training history.
             excluded: Items that the users may not get.
