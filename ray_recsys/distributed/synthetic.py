@@ -4,15 +4,11 @@ Does not know what is in a block: see `ray_recsys.datasets.synthetic`.
 """
 
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import ray.data
 
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.datasets.synthetic import ROWS_PER_FILE, SyntheticLog, write_block
 from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -52,12 +48,8 @@ def write_synthetic(
     require_cpu("synthetic", report=report)
     report(f"writing {num_interactions:,} interactions to {files:,} files")
     with atomic_directory(output, overwrite=overwrite) as staging:
-
-        def write(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-            return {"rows": np.array([write_block(log, int(block), staging) for block in batch["id"]])}
-
-        blocks = ray.data.range(files, override_num_blocks=files).map_batches(write, batch_size=None)
-        written = sum(int(batch["rows"].sum()) for batch in blocks.iter_batches(batch_size=None))
+        tasks = run_tasks(lambda block: write_block(log, block, staging), files, stage=f"writing {output}")
+        written = sum(tasks)
         if written != num_interactions:
             raise StageError(f"{output}: {written:,} rows were written instead of {num_interactions:,}")
     report(f"wrote {written:,} interactions")
