@@ -52,9 +52,10 @@ def publish(run: Path, data: Path, registry: Path, recipe: Recipe, *, report: Re
         ArtifactError: Run or data are damaged, or do not belong together.
     """
     opened, prepared, home = Run.open(run), PreparedSet.open(data), Registry(registry)
-    TrainedModel.open(run).check_fits(prepared)
+    trained = TrainedModel.open(run)
+    trained.check_fits(prepared)
     prepared.verify()
-    model = opened.load_model()
+    model = trained.load()
     neighbours = item_neighbours(model, recipe.bundle.num_neighbours)
     report(f"bundle: {model.num_users:,} users, {model.num_items:,} items")
     with home.staging() as staging:
