@@ -53,9 +53,12 @@ class LoadedRecommenders:
     """Recommenders by version, loaded when asked for; the two asked for last are kept. Belongs to one event loop."""
 
     def __init__(self, registry: Path) -> None:
+        """Loads the registry's live version, before there is an event loop to keep free."""
         self._registry = Registry(registry)
         self._loaded: OrderedDict[str, Recommender] = OrderedDict()
         self._loading = asyncio.Lock()
+        version = self._registry.current()
+        self._keep(version, self._open(version))
 
     async def of(self, version: str) -> Recommender:
         """Returns the recommender of a version; the event loop is free while it is loaded.
@@ -71,11 +74,6 @@ class LoadedRecommenders:
         self._loaded.move_to_end(version)
         return self._loaded[version]
 
-    def load_current(self) -> None:
-        """Loads the registry's live version, before there is an event loop to keep free."""
-        version = self._registry.current()
-        self._keep(version, self._open(version))
-
     def _open(self, version: str) -> Recommender:
         return Recommender(self._registry.open(version))
 
@@ -85,27 +83,29 @@ class LoadedRecommenders:
             self._loaded.popitem(last=False)
 
 
-class LocalStages:
-    """Both stages in this process, on its event loop."""
+class StageHere:
+    """A stage, or both, in this process.
 
-    def __init__(self, registry: Path) -> None:
-        use_one_thread()
-        self._recommenders = LoadedRecommenders(registry)
-        self._recommenders.load_current()
+    It runs on the event loop: a thread, which Serve starts anew for a call, costs more. Kernels get one thread: a
+    request is too small for more, and requests are many.
+    """
 
-    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
-        """Returns the answers to queries; see `Stages`."""
-        recommender = await self._recommenders.of(version)
-        return run_rerank(recommender, queries, run_recall(recommender, queries))
+    def __init__(self, registry: str | Path) -> None:
+        torch.set_num_threads(1)
+        self._recommenders = LoadedRecommenders(Path(registry))
 
     async def load(self, version: str) -> None:
         """Loads a version."""
         await self._recommenders.of(version)
 
 
-def use_one_thread() -> None:
-    """Gives this process's kernels one thread: a request is too small for more, and requests are many."""
-    torch.set_num_threads(1)
+class LocalStages(StageHere):
+    """Both stages in this process."""
+
+    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
+        """Returns the answers to queries; see `Stages`."""
+        recommender = await self._recommenders.of(version)
+        return run_rerank(recommender, queries, run_recall(recommender, queries))
 
 
 def run_recall(recommender: Recommender, queries: list[Query]) -> list[Recalled]:
