@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict
 from ray_recsys.config import Recipe
 from ray_recsys.datasets.movielens_demo import write_movielens
 from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
+from ray_recsys.distributed.ports import usable_port
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.distributed.publishing import publish
-from ray_recsys.distributed.serving.local import LOCAL_OPENER, serve, usable_port
+from ray_recsys.distributed.serving.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
 from ray_recsys.progress import Reporter, silent

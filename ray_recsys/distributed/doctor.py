@@ -8,7 +8,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.distributed.cluster import connect, resolve_address
+from ray_recsys.distributed.ports import usable_port
 from ray_recsys.errors import ClusterError, RecsysError
 from ray_recsys.progress import Reporter, silent
 
@@ -70,6 +70,11 @@ def _make(name: str, look: Callable[[], Check]) -> Check:
 def _failed(name: str, error: Exception) -> Check:
     detail = str(error) if isinstance(error, RecsysError) else f"{type(error).__name__}: {error}"
     return Check(name=name, status="fail", detail=detail, remedy="see the message")
+
+
+def _refused(name: str, error: ClusterError) -> Check:
+    detail, _, remedy = str(error).partition("; ")
+    return Check(name=name, status="fail", detail=detail, remedy=remedy)
 
 
 def _looks(recipe: Recipe) -> dict[str, Callable[[], Check]]:
@@ -136,15 +141,12 @@ def _check_threads() -> Check:
 
 
 def _check_port(recipe: Recipe) -> Check:
-    host, port = recipe.serve.host, recipe.serve.port
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            detail, remedy = f"serve.port: {error.strerror}", "--set serve.port=0 takes a free one"
-            return Check(name=f"port {port}", status="fail", detail=detail, remedy=remedy)
-    return Check(name=f"port {port}", status="ok", detail="free (serve.port)")
+    name = f"port {recipe.serve.port}"
+    try:
+        usable_port(recipe.serve.host, recipe.serve.port)
+    except ClusterError as error:
+        return _refused(name, error)
+    return Check(name=name, status="ok", detail="free (serve.port)")
 
 
 def _check_auth() -> Check:
@@ -209,8 +211,7 @@ def _check_trainers(recipe: Recipe) -> Check:
     try:
         feed = check_resources(recipe, report=missing.append)
     except ClusterError as error:
-        detail, _, remedy = str(error).partition("; ")
-        return Check(name="trainers", status="fail", detail=detail, remedy=remedy)
+        return _refused("trainers", error)
     if missing:
         return Check(name="trainers", status="warn", detail=missing[0], remedy=_NODES_COME)
     train = recipe.train

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.distributed.ports import usable_port
 from ray_recsys.distributed.serving.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -78,24 +78,6 @@ def _check_not_serving() -> None:
         f"Serve runs on this Ray already ({applications}); deploy to it by `serve deploy serve_config.yaml`, or leave "
         "--address out"
     )
-
-
-def usable_port(host: str, port: int) -> int:
-    """Returns the port, or a free one for 0.
-
-    Raises:
-        ClusterError: It is in use, or the host is not this machine's.
-    """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise ClusterError(
-                f"cannot serve on {host}:{port} ({error.strerror}); give another serve.port, or 0 for a free one"
-            ) from None
-        free: int = listener.getsockname()[1]
-        return free
 
 
 def _reachable(host: str) -> str:
