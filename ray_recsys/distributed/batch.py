@@ -24,7 +24,7 @@ from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.pair_scores import PairScorer
 from ray_recsys.core.table_file import ENDINGS, write_table_file
 from ray_recsys.core.vocabulary import normal_ids
-from ray_recsys.distributed.batch_tasks import RecommendTask
+from ray_recsys.distributed.batch_tasks import RecommendTask, open_version
 from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import DataError
@@ -219,6 +219,4 @@ def _score_batch(path: Path, version: str, user_ids: pa.Array, item_ids: pa.Arra
 @lru_cache(maxsize=1)
 def _pair_scorer(path: Path, version: str) -> PairScorer:
     """A worker process keeps one bundle open between batches; `version` tells bundles at one path apart."""
-    bundle = Bundle.open(path)
-    assert bundle.version == version, (bundle.version, version)
-    return PairScorer(bundle)
+    return PairScorer(open_version(path, version))

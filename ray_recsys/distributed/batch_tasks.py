@@ -56,9 +56,14 @@ class RecommendTask:
 @lru_cache(maxsize=1)
 def _open_recommender(path: Path, version: str) -> Recommender:
     """A worker process keeps one bundle open between files; `version` tells bundles at one path apart."""
+    return Recommender(open_version(path, version))
+
+
+def open_version(path: Path, version: str) -> Bundle:
+    """Returns the bundle that the driver opened at a path."""
     bundle = Bundle.open(path)
     assert bundle.version == version, (bundle.version, version)
-    return Recommender(bundle)
+    return bundle
 
 
 def _users(bundle: Bundle, user_ids: pa.Array | None, start: int, stop: int) -> tuple[pa.Array, Lookup]:
