@@ -17,13 +17,14 @@ import numpy as np
 import ray
 
 from benchmarks.prepared_sets import histories_of, write_set
-from ray_recsys.core.histories import Histories, Int64s
+from ray_recsys.config.files import load_recipe
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.feed import PartitionStream, stream_epochs
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.errors import ClusterError
-from ray_recsys.recipe_files import load_recipe
 
 TARGETS = {"worker": (10e6, 0.3), "task": (2e6, 2.0)}
 """Samples/s per core, seconds to the first batch of an epoch."""
@@ -130,7 +131,7 @@ def time_full_cluster() -> float:
     """Returns the seconds until a start fails whose trainers would hold every CPU."""
     start_s = time.perf_counter()
     try:
-        check_resources(load_recipe(None, ["train.cpus_per_worker=1", "train.num_workers=4"]))
+        check_resources(load_recipe(None, ["cluster.cpus_per_worker=1", "cluster.num_workers=4"]).cluster)
     except ClusterError:
         return time.perf_counter() - start_s
     raise AssertionError("4 workers of 1 CPU leave Ray Data nothing on 4 CPUs")

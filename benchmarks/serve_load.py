@@ -100,7 +100,7 @@ def _start_bare(registry: Path) -> tuple["subprocess.Popen[bytes]", int]:
 
 def _run(rounds: int, seconds: float, *, fused: bool) -> list[dict[str, Any]]:
     from ray_recsys.distributed.cluster import connect
-    from ray_recsys.distributed.serving.local import serve
+    from ray_recsys.distributed.serve.local import serve
 
     with tempfile.TemporaryDirectory() as directory:
         registry = write_registry(Path(directory))

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.serving.requests import resolve, show_scored
-from ray_recsys.distributed.serving.schemas import RecommendRequest, RecommendResponse, Timings
+from ray_recsys.serving.requests import resolve, show_scored
+from ray_recsys.serving.schemas import RecommendRequest, RecommendResponse, Timings
 
 
 def make_bare_app(registry: Path) -> FastAPI:

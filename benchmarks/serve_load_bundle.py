@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ray_recsys.config import ModelRecipe, Recipe
+from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.histories import Histories, Interactions
+from ray_recsys.core.models.neighbours import find_neighbours
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import (
     ITEMS,
@@ -19,11 +20,10 @@ from ray_recsys.core.prepared import (
     write_prepared_manifest,
 )
 from ray_recsys.core.recommending.bundle import build_bundle
-from ray_recsys.core.recommending.neighbours import find_neighbours
 from ray_recsys.core.recommending.registry import Registry
 
 NUM_USERS, NUM_ITEMS, ITEMS_PER_USER = 6040, 3706, 165
-RECIPE = Recipe(model=ModelRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3))
+RECIPE = Recipe(model=NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3))
 
 
 def write_registry(directory: Path) -> Path:

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.prepared_sets import histories_of, write_set
-from ray_recsys.core.histories import Histories, Int64s
+from ray_recsys.config.files import parse_recipe
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.training import train
-from ray_recsys.recipe_files import parse_recipe
+from ray_recsys.progress import EpochFinished
 
 NUM_USERS, NUM_ITEMS, NUM_NEGATIVES, BATCH = 6_040, 3_706, 4, 4_096
 WIDTH, LAYERS = 64, (128, 64, 32)
@@ -101,7 +103,8 @@ def train_with_ray(prepared: PreparedSet, run: Path, num_workers: int, num_epoch
         {
             "model": {"embedding_dim": WIDTH, "mlp_layers": list(LAYERS)},
             "feed": {"num_negatives": NUM_NEGATIVES},
-            "train": {"epochs": num_epochs, "batch_size": BATCH, "num_workers": num_workers},
+            "train": {"epochs": num_epochs, "batch_size": BATCH},
+            "cluster": {"num_workers": num_workers},
         },
         "train_throughput",
     )
@@ -111,7 +114,7 @@ def train_with_ray(prepared: PreparedSet, run: Path, num_workers: int, num_epoch
         prepared.path,
         run,
         recipe,
-        report=lambda line: ends_s.append(time.perf_counter()) if line.startswith("epoch ") else None,
+        report=lambda event: ends_s.append(time.perf_counter()) if isinstance(event, EpochFinished) else None,
     )
     wall_s = time.perf_counter() - start_s
     steady_s = ends_s[-1] - ends_s[0]

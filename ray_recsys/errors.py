@@ -1,29 +1,42 @@
 """The error tree; an error's class decides the exit status of the command that meets it.
 
     RecsysError
-    ├── InputError                 exit 2: what the user gave is wrong, and the message says how to mend it
+    ├── InputError                 exit 2: the user's input is wrong; message and remedy say what to change
     │   ├── RecipeError            a recipe's key or value
     │   ├── DataError              an interaction log, side file or id list
     │   │   └── EmptyDataError     nothing is left after filtering
     │   ├── ArtifactError          a prepared set, run or bundle
-    │   │   ├── SchemaVersionError it was written by another schema version
-    │   │   └── IntegrityError     it is truncated or changed
+    │   │   ├── SchemaVersionError written by another schema version
+    │   │   └── IntegrityError     truncated or changed
     │   ├── RegistryError          a registry without a live bundle
-    │   └── ClusterError           a Ray address, port or resource that is not there
+    │   └── ClusterError           a Ray address, port or resource that is not available
     └── StageError                 exit 1: a stage failed although its input was good
 
-Own invariants are `assert`s, never errors of this tree.
+The package's own invariants are `assert`s, never errors of this tree.
 """
 
 
 class RecsysError(Exception):
-    """Root of every error that the package raises on purpose."""
+    """Root of every error that the package raises on purpose.
+
+    Args:
+        message: What is wrong: the offending value and the place.
+        remedy: What to do about it; shown after the message.
+    """
 
     exit_status = 1
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
 
 class InputError(RecsysError):
-    """Input or usage is wrong; the message names the value, the place and the remedy."""
+    """Input or usage is wrong."""
 
     exit_status = 2
 
@@ -49,7 +62,7 @@ class SchemaVersionError(ArtifactError):
 
 
 class IntegrityError(ArtifactError):
-    """An artefact's file is missing, truncated or changed."""
+    """A file of an artefact is missing, truncated or changed."""
 
 
 class RegistryError(InputError):

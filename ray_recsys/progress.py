@@ -1,28 +1,62 @@
-"""Where a stage tells how far it is: one clean line a step, on stderr or nowhere.
+"""Progress of a stage as events; a reporter shows them.
 
-Stages take a `Reporter` as their last argument; it is a plain callable, so that tests pass `list.append`.
+An event is a line of text, or a dataclass whose `str()` is that line, so that a reporter may draw more than the line.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-Reporter = Callable[[str], None]
+
+@dataclass(frozen=True, slots=True)
+class EpochFinished:
+    """An epoch of training is over."""
+
+    epoch: int
+    """Counted from 1."""
+    num_epochs: int
+    """Epochs at most; early stopping may end the run before."""
+    loss: float
+    samples_per_s: float
+    metric: str | None = None
+    """Label of the validation metric that decides, e.g. NDCG@10; None without validation."""
+    value: float = 0.0
+    """Of that metric."""
+
+    def __str__(self) -> str:
+        validation = f", validation {self.metric} {self.value:.4f}" if self.metric else ""
+        return f"epoch {self.epoch}: loss {self.loss:.4f}{validation}, {self.samples_per_s:,.0f} samples/s"
 
 
-def silent(_: str) -> None:
-    """Reports nowhere."""
+@dataclass(frozen=True, slots=True)
+class TrainingRestarted:
+    """Workers were lost and replaced; training resumes after the last finished epoch."""
+
+    epoch: int
+    """The last finished one."""
+
+    def __str__(self) -> str:
+        return f"a worker was lost; resumed after epoch {self.epoch}"
+
+
+Event = str | EpochFinished | TrainingRestarted
+Reporter = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """Reports nothing."""
 
 
 class StderrReporter:
-    """Writes `[stage  12.3 s] message` lines to stderr; times count from the stage's start."""
+    """Writes `[stage  12.3 s] message` lines to stderr; times count from the start of the stage."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._start_s = time.monotonic()
 
-    def __call__(self, message: str) -> None:
+    def __call__(self, event: Event) -> None:
         """Writes one line."""
         elapsed_s = time.monotonic() - self._start_s
-        sys.stderr.write(f"[{self._stage:<9}{elapsed_s:6.1f} s] {message}\n")
+        sys.stderr.write(f"[{self._stage:<9}{elapsed_s:6.1f} s] {event}\n")
         sys.stderr.flush()

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from ray_recsys.distributed.serving.api import Api, make_app
+from ray_recsys.serving.api import Api, make_app
 
 
 class AppClient:

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
-from ray_recsys.config import ModelRecipe, Recipe
+from ray_recsys.config import NeuMFRecipe, Recipe
+from ray_recsys.core.models.neighbours import find_neighbours
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.bundle import build_bundle
-from ray_recsys.core.recommending.neighbours import find_neighbours
 from ray_recsys.core.recommending.registry import Registry
 
-MODEL_RECIPE = ModelRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
+MODEL_RECIPE = NeuMFRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
 
 
-def random_model(num_users: int, num_items: int, *, seed: int = 0, recipe: ModelRecipe = MODEL_RECIPE) -> NeuMF:
+def random_model(num_users: int, num_items: int, *, seed: int = 0, recipe: NeuMFRecipe = MODEL_RECIPE) -> NeuMF:
     """Returns a model with random weights, biases included, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     model = NeuMF(num_users, num_items, recipe, generator=generator)

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.artifact import atomic_directory
-from ray_recsys.core.histories import Histories, Int64s, Interactions
+from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import (
     ITEMS,
     PreparedManifest,

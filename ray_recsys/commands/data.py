@@ -95,7 +95,7 @@ def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
 
     description = run(data)
     if html is not None:
-        from ray_recsys.core.inspecting.describe_html import write_html
+        from ray_recsys.reports.describe_html import write_html
 
         write_html(description, html)
         invocation.report(f"wrote {html}")

@@ -5,19 +5,22 @@ This module does not know what the commands do, and imports nothing heavy.
 
 import functools
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from pydantic import BaseModel
 
 from ray_recsys.commands.output import Table, reserved_stdout, write_tables
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import load_recipe
 from ray_recsys.progress import Reporter, StderrReporter
-from ray_recsys.recipe_files import load_recipe
+
+if TYPE_CHECKING:
+    from ray_recsys.distributed.executor import RayExecutor
 
 _OVERRIDES = "ray_recsys.overrides"
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what `ray job submit` runs
@@ -44,18 +47,22 @@ OUTPUT = OutputPath()
 class Invocation:
     """One call of a command: its recipe, its cluster, and where it reports and answers."""
 
+    command: str
     recipe: Recipe
     address: str | None
     as_json: bool
     report: Reporter
     stdout: TextIO
 
-    def connect(self) -> AbstractContextManager[None]:
-        """Joins the cluster of --address, or starts a local one for the duration of the block."""
+    @contextmanager
+    def connect(self) -> Iterator["RayExecutor"]:
+        """Joins the cluster of --address, or starts a local one for the duration of the block; yields its executor."""
         from ray_recsys.distributed.cluster import connect
+        from ray_recsys.distributed.executor import RayExecutor
 
         self.report(f"joining Ray at {self.address}" if self.address else "starting Ray")
-        return connect(self.address)
+        with connect(self.address):
+            yield RayExecutor(self.command, self.recipe.cluster, report=self.report)
 
     def answer(self, result: BaseModel, *tables: Table) -> None:
         """Writes the result to stdout: the model as one JSON object, or the tables for people."""
@@ -85,8 +92,8 @@ def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., 
             context = click.get_current_context()
             recipe = load_recipe(recipe_file or default_recipe, [*overrides, *context.meta.get(_OVERRIDES, [])])
             with reserved_stdout() as stdout:
-                report = StderrReporter(str(context.info_name))
-                function(Invocation(recipe, address, as_json, report, stdout), **arguments)
+                command = str(context.info_name)
+                function(Invocation(command, recipe, address, as_json, StderrReporter(command), stdout), **arguments)
 
         return run
 

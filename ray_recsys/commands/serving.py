@@ -45,7 +45,7 @@ def serve(invocation: Invocation, *, registry: Path) -> None:
 
     The graph is ingress → recall → rerank; the page is at /, the API's description at /docs.
     """
-    from ray_recsys.distributed.serving.local import serve as run
+    from ray_recsys.distributed.serve.local import serve as run
 
     with invocation.connect(), run(registry, invocation.recipe, report=invocation.report) as address:
         result = Serving(address=address, docs=f"{address}/docs", registry=registry)

@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-Int32s = npt.NDArray[np.int32]
-Int64s = npt.NDArray[np.int64]
-Float32s = npt.NDArray[np.float32]
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s
 
 
 @dataclass(frozen=True, slots=True)

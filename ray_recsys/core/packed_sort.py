@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s, UInt64s
 
 _WORD_BITS = 64
-UInt64s = npt.NDArray[np.uint64]
 
 
 def sort_columns(columns: Sequence[npt.NDArray[np.integer]]) -> list[Int64s]:

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.artifact import FileDigest, digest_file, parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.histories import Histories, Int64s, to_table
+from ray_recsys.core.histories import Histories, to_table
 
 KIND = "prepared"
 SCHEMA_VERSION = 1

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.core.integer_texts import integers_of
 from ray_recsys.errors import DataError, IntegrityError
 
 ExternalId = int | str
-Bools = npt.NDArray[np.bool_]
 
 _MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 
 NUM_TASTES = 16
 PRIMARY_SHARE, SECONDARY_SHARE = 0.6, 0.25

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.inspecting.audit import (
     AuditReport,
     Finding,
@@ -24,8 +24,8 @@ from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_par
 from ray_recsys.core.inspecting.audit_users import audit_user_partitions
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.sampling.negatives import NegativeSampler
+from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.distributed.free_cpus import require_cpu
-from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
 

@@ -25,8 +25,8 @@ from ray_recsys.core.recommending.pair_scores import PairScorer
 from ray_recsys.core.table_file import ENDINGS, write_table_file
 from ray_recsys.core.vocabulary import normal_ids
 from ray_recsys.distributed.batch_tasks import RecommendTask, open_version
+from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.distributed.free_cpus import require_cpu
-from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
 
@@ -90,7 +90,7 @@ def recommend(
     opened = Bundle.open(bundle)
     user_ids = None if users is None else _read_users(users, is_integer=opened.users.is_integer)
     num_users = opened.manifest.num_users if user_ids is None else len(user_ids)
-    require_cpu("recommend", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
+    require_cpu("recommend", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
     num_files = -(-num_users // RecommendTask.USERS_PER_FILE)
     sources: Counter[str] = Counter()
     num_rows = 0

@@ -22,7 +22,7 @@ from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
 from ray_recsys.distributed.ports import usable_port
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.distributed.publishing import publish
-from ray_recsys.distributed.serving.local import LOCAL_OPENER, serve
+from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
 from ray_recsys.progress import Reporter, silent

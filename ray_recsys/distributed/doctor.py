@@ -21,12 +21,12 @@ from ray_recsys.config import Recipe
 from ray_recsys.distributed.cluster import connect, resolve_address
 from ray_recsys.distributed.ports import usable_port
 from ray_recsys.errors import ClusterError, RecsysError
-from ray_recsys.progress import Reporter, silent
+from ray_recsys.progress import Event, Reporter, silent
 
 GIB = 2**30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 _PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
-_NODES_COME = "none where nodes start on demand, as train.wait_for_nodes says"
+_NODES_COME = "none where nodes start on demand, as cluster.wait_for_nodes says"
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -207,17 +207,17 @@ def _check_task() -> Check:
 def _check_trainers(recipe: Recipe) -> Check:
     from ray_recsys.distributed.feed_resources import check_resources
 
-    missing: list[str] = []
+    missing: list[Event] = []
     try:
-        feed = check_resources(recipe, report=missing.append)
+        feed = check_resources(recipe.cluster, report=missing.append)
     except ClusterError as error:
         return _refused("trainers", error)
     if missing:
         return Check(name="trainers", status="warn", detail=missing[0], remedy=_NODES_COME)
-    train = recipe.train
+    cluster = recipe.cluster
     detail = (
-        f"{train.num_workers} train workers of {train.cpus_per_worker:g} CPUs fit, each fed by {feed.num_tasks} tasks "
-        f"of {feed.task_cpus:g}"
+        f"{cluster.num_workers} train workers of {cluster.cpus_per_worker:g} CPUs fit, each fed by "
+        f"{feed.num_tasks} tasks of {feed.task_cpus:g}"
     )
     return Check(name="trainers", status="ok", detail=detail)
 
@@ -232,7 +232,7 @@ def _check_replicas(recipe: Recipe) -> Check:
     if needed <= there:
         return Check(name="replicas", status="ok", detail=detail)
     detail += f"; there are {there:g}"
-    if recipe.train.wait_for_nodes:
+    if recipe.cluster.wait_for_nodes:
         return Check(name="replicas", status="warn", detail=detail, remedy=_NODES_COME)
     remedy = "lower serve.cpus_per_replica or the numbers of replicas"
     return Check(name="replicas", status="fail", detail=detail, remedy=remedy)

@@ -13,11 +13,11 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.evaluating.candidate_lists import CandidateLists
-from ray_recsys.core.evaluating.evaluation import Split, protocol_label
-from ray_recsys.core.evaluating.metrics import MetricSums
-from ray_recsys.core.learning.trained_model import TrainedModel
+from ray_recsys.core.evaluation.candidate_lists import CandidateLists
+from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.protocols import Split, protocol_label
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.trained_model import TrainedModel
 from ray_recsys.distributed.evaluation_work import GivenLists, SplitUsers, Work, run_work
 from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.errors import EmptyDataError
@@ -124,7 +124,7 @@ def evaluate(
     trained, prepared = TrainedModel.open(model), PreparedSet.open(data)
     trained.check_fits(prepared)
     prepared.verify()
-    require_cpu("evaluate", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
+    require_cpu("evaluate", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
     if candidates is None:
         work: Work = SplitUsers(prepared, recipe, split)
     else:

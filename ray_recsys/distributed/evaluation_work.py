@@ -17,16 +17,16 @@ import ray
 import torch
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.evaluating.baselines import Popularity, Random
-from ray_recsys.core.evaluating.candidate_lists import CandidateLists
-from ray_recsys.core.evaluating.evaluation import Split, evaluate_users
-from ray_recsys.core.evaluating.metrics import MetricSums
-from ray_recsys.core.evaluating.scorer import Scorer
+from ray_recsys.core.evaluation.baselines import Popularity, Random
+from ray_recsys.core.evaluation.candidate_lists import CandidateLists
+from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.protocols import Split, evaluate_users
+from ray_recsys.core.evaluation.scorer import Scorer
 from ray_recsys.core.histories import Histories
-from ray_recsys.core.learning.trained_model import TrainedModel
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.distributed.tasks import run_tasks
+from ray_recsys.core.training.trained_model import TrainedModel
+from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.progress import Reporter
 
 _USERS_PER_UNIT = 1024

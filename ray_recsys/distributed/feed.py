@@ -48,7 +48,7 @@ def make_feed(prepared: PreparedSet, recipe: Recipe, *, report: Reporter = silen
     Raises:
         ClusterError: The cluster cannot hold the trainers and feed them.
     """
-    resources = check_resources(recipe, report=report)
+    resources = check_resources(recipe.cluster, report=report)
     rows = [{"partition": p, "num_users": info.num_users} for p, info in enumerate(prepared.manifest.partitions)]
     listing = ray.data.from_items(rows, override_num_blocks=1)
     return Feed({_DATASET: listing}, PartitionConfig(prepared.path, resources), resources)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import ray
 
-from ray_recsys.config import Recipe, TrainRecipe
+from ray_recsys.config import ClusterRecipe
 from ray_recsys.distributed.free_cpus import TOLERANCE, free_resources
 from ray_recsys.errors import ClusterError
 from ray_recsys.progress import Reporter, silent
@@ -29,74 +29,72 @@ class FeedResources:
     """Tasks of one worker's feed at a time."""
 
 
-def check_resources(recipe: Recipe, *, report: Reporter = silent) -> FeedResources:
+def check_resources(cluster: ClusterRecipe, *, report: Reporter = silent) -> FeedResources:
     """Returns what the feed may use beside the trainers.
 
     Args:
-        recipe: Its train and feed sections.
+        cluster: Workers and their CPUs.
         report: Told what is missing where the recipe says that nodes may come.
 
     Raises:
         ClusterError: The cluster, or what others leave of it, has too few CPUs or GPUs; says how many are missing.
     """
-    train = recipe.train
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     try:
-        _check(recipe, nodes)
+        _check(cluster, nodes)
     except ClusterError as error:
-        if not train.wait_for_nodes:
+        if not cluster.wait_for_nodes:
             raise
         report(f"waiting for nodes: {str(error).partition(';')[0]}")
-    placement = _choose_placement(recipe, nodes)
-    spare = sum(node.get("CPU", 0.0) for node in nodes) / train.num_workers - train.cpus_per_worker
+    placement = _choose_placement(cluster, nodes)
+    spare = sum(node.get("CPU", 0.0) for node in nodes) / cluster.num_workers - cluster.cpus_per_worker
     task_cpus = min(_MAX_TASK_CPUS[placement], max(_MIN_TASK_CPUS, spare))
     return FeedResources(placement, int(task_cpus * 100) / 100, max(1, int(spare / task_cpus)))
 
 
-def _choose_placement(recipe: Recipe, nodes: list[dict[str, float]]) -> Literal["worker", "task"]:
-    if recipe.feed.placement != "auto":
-        return recipe.feed.placement
+def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task"]:
+    if cluster.placement != "auto":
+        return cluster.placement
     has_cpu_nodes = any(node.get("CPU", 0) >= 1 and not node.get("GPU", 0) for node in nodes)
-    return "task" if recipe.train.use_gpu and has_cpu_nodes else "worker"
+    return "task" if cluster.use_gpu and has_cpu_nodes else "worker"
 
 
-def _check(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
-    train = recipe.train
-    needed = {"CPU": train.num_workers * (train.cpus_per_worker + _MIN_TASK_CPUS)}
-    if train.use_gpu:
-        needed["GPU"] = float(train.num_workers)
-    _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, train, "has")
-    _check_nodes_hold(train, nodes)
-    _check_amounts(needed, free_resources(needed), train, "has free")
+def _check(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> None:
+    needed = {"CPU": cluster.num_workers * (cluster.cpus_per_worker + _MIN_TASK_CPUS)}
+    if cluster.use_gpu:
+        needed["GPU"] = float(cluster.num_workers)
+    _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, cluster, "has")
+    _check_nodes_hold(cluster, nodes)
+    _check_amounts(needed, free_resources(needed), cluster, "has free")
 
 
-def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], train: TrainRecipe, verb: str) -> None:
+def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluster: ClusterRecipe, verb: str) -> None:
     for name, amount in needed.items():
         has = there.get(name, 0.0)
         if has + TOLERANCE >= amount:
             continue
-        each, keys = "one each", "train.num_workers"
+        each, keys = "one each", "cluster.num_workers"
         if name == "CPU":
-            each = f"{train.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
-            keys += " or train.cpus_per_worker"
+            each = f"{cluster.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
+            keys += " or cluster.cpus_per_worker"
         raise ClusterError(
-            f"{train.num_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
+            f"{cluster.num_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
             f"{amount - has:g} missing; lower {keys}, add nodes, or wait for other jobs to end; "
-            "where nodes start on demand, set train.wait_for_nodes"
+            "where nodes start on demand, set cluster.wait_for_nodes"
         )
 
 
-def _check_nodes_hold(train: TrainRecipe, nodes: list[dict[str, float]]) -> None:
+def _check_nodes_hold(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> None:
     room = sum(
         min(
-            int((node.get("CPU", 0.0) + TOLERANCE) / train.cpus_per_worker),
-            int(node.get("GPU", 0.0)) if train.use_gpu else train.num_workers,
+            int((node.get("CPU", 0.0) + TOLERANCE) / cluster.cpus_per_worker),
+            int(node.get("GPU", 0.0)) if cluster.use_gpu else cluster.num_workers,
         )
         for node in nodes
     )
-    if room < train.num_workers:
-        each = f"{train.cpus_per_worker:g} CPUs" + (" and a GPU" if train.use_gpu else "")
+    if room < cluster.num_workers:
+        each = f"{cluster.cpus_per_worker:g} CPUs" + (" and a GPU" if cluster.use_gpu else "")
         raise ClusterError(
-            f"{train.num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
-            "worker cannot be spread over nodes; lower train.num_workers or train.cpus_per_worker, or add nodes"
+            f"{cluster.num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
+            "worker cannot be spread over nodes; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes"
         )

@@ -27,7 +27,7 @@ def require_cpu(command: str, *, wait_for_nodes: bool | None = None, report: Rep
 
     Args:
         command: That asks, for the message.
-        wait_for_nodes: `train.wait_for_nodes`: what is missing is reported and waited for; None: no recipe says.
+        wait_for_nodes: `cluster.wait_for_nodes`: what is missing is reported and waited for; None: no recipe says.
         report: Told what is missing where the recipe says that nodes may come.
 
     Raises:
@@ -42,5 +42,5 @@ def require_cpu(command: str, *, wait_for_nodes: bool | None = None, report: Rep
         return
     remedy = "wait for other jobs to end, end them, or add nodes"
     if wait_for_nodes is not None:
-        remedy += "; where nodes start on demand, set train.wait_for_nodes"
+        remedy += "; where nodes start on demand, set cluster.wait_for_nodes"
     raise ClusterError(f"{missing}; {remedy}")

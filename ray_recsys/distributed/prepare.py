@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.artifact import MANIFEST, atomic_directory, read_kind
-from ray_recsys.core.histories import Int64s
 from ray_recsys.core.prepared import ITEMS, KIND, PreparedManifest, PreparedSet, write_prepared_manifest
 from ray_recsys.core.preparing.drops import DropLog
 from ray_recsys.core.preparing.fingerprint import describe_difference, fingerprint
@@ -67,7 +67,7 @@ def prepare(
         report(f"{output} is finished already, of the same files and recipe: nothing to do")
         return finished
     _check_replaceable(output)
-    require_cpu("prepare", wait_for_nodes=recipe.train.wait_for_nodes, report=report)
+    require_cpu("prepare", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
     side = read_side_items(items, recipe.items) if items is not None else None
     chunks = plan_chunks(files, recipe.input)
     size = sum(file.bytes for file in files)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.preparing.drops import DropLog
 from ray_recsys.core.preparing.interactions import IdKind, merge_kinds
 from ray_recsys.core.preparing.log_reader import LogChunk
@@ -28,7 +28,7 @@ from ray_recsys.core.preparing.prepare_summary import SettledRows
 from ray_recsys.core.preparing.scatter import ChunkReport, scatter_chunk
 from ray_recsys.core.preparing.splits import count_block_times, cuts_from_fractions
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
-from ray_recsys.distributed.tasks import run_tasks
+from ray_recsys.distributed.executor import run_tasks
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Float32s
-from ray_recsys.core.learning.run import Run
-from ray_recsys.core.learning.trained_model import TrainedModel
+from ray_recsys.core.arrays import Float32s
+from ray_recsys.core.models.neighbours import Neighbours, block_bounds, block_neighbours, join_blocks, unit_rows
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.bundle import build_bundle
-from ray_recsys.core.recommending.neighbours import Neighbours, block_bounds, block_neighbours, join_blocks, unit_rows
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.core.training.run import Run
+from ray_recsys.core.training.trained_model import TrainedModel
 from ray_recsys.progress import Reporter, silent
 
 

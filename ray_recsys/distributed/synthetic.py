@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.datasets.synthetic import ROWS_PER_FILE, SyntheticLog, write_block
+from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.distributed.free_cpus import require_cpu
-from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import StageError
 from ray_recsys.progress import Reporter, silent
 

@@ -15,11 +15,11 @@ import ray.train.torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.learning.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
-from ray_recsys.core.learning.resume import begin_run, can_resume
-from ray_recsys.core.learning.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
 from ray_recsys.core.models.model_files import SHAPE, WEIGHTS
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.training.resume import begin_run, can_resume
+from ray_recsys.core.training.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
 from ray_recsys.distributed.feed import Feed, make_feed
 from ray_recsys.distributed.training_loop import WorkerArgs, train_worker
 from ray_recsys.distributed.training_progress import watching
@@ -85,25 +85,25 @@ def train(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, rep
 
 def _fit(feed: Feed, args: WorkerArgs, report: Reporter) -> Path:
     """Runs Ray Train to the end; returns the last checkpoint."""
-    train = args.recipe.train
+    cluster = args.recipe.cluster
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=args.model_dump(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers,
-            use_gpu=train.use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(args.run / RAY_STORAGE),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
         datasets=dict(feed.datasets),
         dataset_config=feed.data_config,
     )
-    report(f"starting {train.num_workers} workers")
+    report(f"starting {cluster.num_workers} workers")
     try:
         with watching(args.run / CURVES, report):
             result = trainer.fit()

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.learning.checkpoint import load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.learning.epochs import sum_gradients, train_epochs
-from ray_recsys.core.learning.learner import EpochRecord, Learner
-from ray_recsys.core.learning.run import CURVES
-from ray_recsys.core.learning.validation import Validation
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.checkpoint import load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.training.epochs import sum_gradients, train_epochs
+from ray_recsys.core.training.learner import EpochRecord, Learner
+from ray_recsys.core.training.run import CURVES
+from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
 
@@ -71,7 +71,7 @@ def train_worker(config: dict[str, object]) -> Any:
 def set_threads(recipe: Recipe, *, workers_on_node: int) -> None:
     """Sets this process's torch threads, by default to its share of the node's cores."""
     share = len(os.sched_getaffinity(0)) // workers_on_node
-    torch.set_num_threads(recipe.train.threads_per_worker or max(1, share))
+    torch.set_num_threads(recipe.cluster.threads_per_worker or max(1, share))
     torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_recsys.core.learning.learner import METRIC
+from ray_recsys.core.training.learner import METRIC
 from ray_recsys.progress import Reporter
 
 _POLL_S = 0.2

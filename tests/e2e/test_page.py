@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect, sync_playwright
 
+from ray_recsys.config.files import load_recipe
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.serving.local import serve
-from ray_recsys.recipe_files import load_recipe
+from ray_recsys.distributed.serve.local import serve
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.cli import main
+from ray_recsys.config.files import load_recipe
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.serving.local import serve
-from ray_recsys.recipe_files import load_recipe
+from ray_recsys.distributed.serve.local import serve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 NUM_COMPARED = 50

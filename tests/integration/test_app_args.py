@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ray_recsys.distributed.serving.app import AppArgs, build_app
+from ray_recsys.distributed.serve.app import AppArgs, build_app
 from ray_recsys.errors import RecipeError
 from tests.contracts import ROOT
 

@@ -11,6 +11,7 @@ from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.prepared import ITEMS, write_partition, write_prepared_manifest
 from ray_recsys.distributed.audit import audit
 from ray_recsys.errors import ArtifactError
+from ray_recsys.progress import Event
 from tests.factories import make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 def test_a_clean_set_passes(tmp_path: Path) -> None:
     prepared = make_prepared_set(tmp_path / "prepared", num_partitions=10)
-    lines: list[str] = []
+    lines: list[Event] = []
     found = audit(prepared.path, report=lines.append)
     assert found.passed
     assert found.findings == ()

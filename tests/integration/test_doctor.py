@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from ray_recsys.config.files import load_recipe
 from ray_recsys.distributed import doctor
 from ray_recsys.distributed.doctor import Check, examine
-from ray_recsys.recipe_files import load_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -31,24 +31,24 @@ def test_what_the_recipe_asks_too_much_is_found() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        asked = [f"serve.port={port}", "train.num_workers=64", "serve.fused=false", "serve.cpus_per_replica=2"]
+        asked = [f"serve.port={port}", "cluster.num_workers=64", "serve.fused=false", "serve.cpus_per_replica=2"]
         found = _by_name(examine(load_recipe(overrides=asked)).checks)
     assert found[f"port {port}"].status == "fail"
     assert found["trainers"].status == "fail"
     assert "64 train workers need 48 CPUs" in found["trainers"].detail  # as training itself says
-    assert found["trainers"].remedy.startswith("lower train.num_workers or train.cpus_per_worker")
+    assert found["trainers"].remedy.startswith("lower cluster.num_workers or cluster.cpus_per_worker")
     assert (found["replicas"].status, found["replicas"].detail) == ("fail", "3 Serve replicas need 6 CPUs; there are 4")
 
 
 def test_gpus_that_are_not_there_are_found() -> None:
-    asked = ["serve.port=0", "train.use_gpu=true", "train.num_workers=9", "train.cpus_per_worker=0.1"]
+    asked = ["serve.port=0", "cluster.use_gpu=true", "cluster.num_workers=9", "cluster.cpus_per_worker=0.1"]
     found = _by_name(examine(load_recipe(overrides=asked)).checks)
     assert found["trainers"].status == "fail"
     assert found["trainers"].detail.startswith("9 train workers need 9 GPUs (one each)")
 
 
 def test_what_is_missing_is_a_doubt_where_nodes_may_come() -> None:
-    asked = ["serve.port=0", "train.wait_for_nodes=true", "train.num_workers=64", "serve.cpus_per_replica=99"]
+    asked = ["serve.port=0", "cluster.wait_for_nodes=true", "cluster.num_workers=64", "serve.cpus_per_replica=99"]
     checks = examine(load_recipe(overrides=asked)).checks
     found = _by_name(checks)
     assert [check for check in checks if check.status == "fail"] == []

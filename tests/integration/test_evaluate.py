@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import EvaluateRecipe, Recipe
-from ray_recsys.core.evaluating.baselines import Popularity, Random
-from ray_recsys.core.evaluating.candidate_lists import CandidateLists
-from ray_recsys.core.evaluating.evaluation import evaluate_users
-from ray_recsys.core.evaluating.metrics import MetricSums
-from ray_recsys.core.evaluating.scorer import Scorer
-from ray_recsys.core.learning.run import BEST, LAST, RunStart, finish_run, start_run
+from ray_recsys.core.evaluation.baselines import Popularity, Random
+from ray_recsys.core.evaluation.candidate_lists import CandidateLists
+from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.protocols import evaluate_users
+from ray_recsys.core.evaluation.scorer import Scorer
 from ray_recsys.core.models.model_files import save_model
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.run import BEST, LAST, RunStart, finish_run, start_run
 from ray_recsys.distributed.evaluation import evaluate
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError, IntegrityError
 from tests.bundles import make_bundle, random_model

@@ -11,12 +11,13 @@ import ray.train
 import ray.train.torch
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import load_recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.distributed.feed import PartitionConfig, PartitionStream, make_feed, stream_epochs, worker_feed
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.errors import ClusterError
-from ray_recsys.recipe_files import load_recipe
+from ray_recsys.progress import Event
 from tests.factories import make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -64,7 +65,7 @@ def _count(config: dict[Any, Any]) -> Any:
 
 
 def test_trainer_feeds_every_worker(prepared: PreparedSet) -> None:
-    feed = make_feed(prepared, recipe_of("train.num_workers=1"))
+    feed = make_feed(prepared, recipe_of("cluster.num_workers=1"))
     trainer = ray.train.torch.TorchTrainer(
         _count,
         train_loop_config={"data": str(prepared.path)},
@@ -89,16 +90,16 @@ def test_each_worker_gets_its_stream(prepared: PreparedSet) -> None:
 def test_too_large_a_request_fails_at_once() -> None:
     start_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"4 train workers need 5 CPUs .* the cluster has 4: 1 missing"):
-        check_resources(recipe_of("train.cpus_per_worker=1", "train.num_workers=4"))
+        check_resources(recipe_of("cluster.cpus_per_worker=1", "cluster.num_workers=4").cluster)
     with pytest.raises(ClusterError, match=r"need 1 GPUs .* has 0"):
-        check_resources(recipe_of("train.use_gpu=true", "train.num_workers=1"))
+        check_resources(recipe_of("cluster.use_gpu=true", "cluster.num_workers=1").cluster)
     assert time.monotonic() - start_s < 1
 
 
 def test_nodes_that_start_on_demand_are_waited_for() -> None:
-    lines: list[str] = []
-    recipe = recipe_of("train.cpus_per_worker=8", "train.wait_for_nodes=true", "feed.placement='task'")
-    assert check_resources(recipe, report=lines.append) == FeedResources("task", 0.25, 1)
+    lines: list[Event] = []
+    recipe = recipe_of("cluster.cpus_per_worker=8", "cluster.wait_for_nodes=true", "cluster.placement='task'")
+    assert check_resources(recipe.cluster, report=lines.append) == FeedResources("task", 0.25, 1)
     assert [line.partition(" (")[0] for line in lines] == ["waiting for nodes: 2 train workers need 16.5 CPUs"]
 
 
@@ -111,6 +112,6 @@ def test_full_cluster_fails_soon() -> None:
     assert ray.get(hog.ready.remote())
     start_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"need 1.5 CPUs .* has free 0.5: 1 missing"):
-        check_resources(recipe_of("train.cpus_per_worker=0.5"))
+        check_resources(recipe_of("cluster.cpus_per_worker=0.5").cluster)
     ray.kill(hog)
     assert time.monotonic() - start_s < 5

@@ -10,8 +10,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from ray_recsys.core.recommending.recommender import Query
-from ray_recsys.distributed.serving.ingress import HandleStages
-from ray_recsys.distributed.serving.problems import Problem
+from ray_recsys.distributed.serve.ingress import HandleStages
+from ray_recsys.serving.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import DataError
-from ray_recsys.recipe_files import parse_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -22,7 +22,7 @@ from ray import serve as ray_serve
 from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.serving.local import serve
+from ray_recsys.distributed.serve.local import serve
 from ray_recsys.errors import ClusterError, RegistryError
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set

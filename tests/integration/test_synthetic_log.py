@@ -9,13 +9,14 @@ import pytest
 from ray_recsys.datasets.synthetic import synthetic_block
 from ray_recsys.distributed.synthetic import write_synthetic
 from ray_recsys.errors import ArtifactError
+from ray_recsys.progress import Event
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_log_is_written_through_ray_data(tmp_path: Path) -> None:
-    lines: list[str] = []
+    lines: list[Event] = []
     log = write_synthetic(
         tmp_path / "log", num_interactions=5_003, num_users=90, num_items=40, num_files=3, report=lines.append
     )

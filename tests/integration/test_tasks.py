@@ -8,8 +8,8 @@ import pytest
 import ray
 import ray.data
 
+from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.distributed.free_cpus import require_cpu
-from ray_recsys.distributed.tasks import run_tasks
 from ray_recsys.errors import ClusterError, DataError, StageError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -10,23 +10,24 @@ import torch
 from safetensors.torch import load_file
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.learning.run import Run
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.run import Run
 from ray_recsys.distributed.training import TrainResult, train
 from ray_recsys.errors import ArtifactError, ClusterError, IntegrityError, StageError
-from ray_recsys.recipe_files import parse_recipe
+from ray_recsys.progress import EpochFinished, Event
 from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 EPOCHS = 20
 
 
-def recipe(**train_keys: object) -> Recipe:
+def recipe(**cluster_keys: object) -> Recipe:
     sections = {
         "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "init_std": 0.1, "dropout": 0.1},
         "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.03, "early_stopping_epochs": "none"},
     }
-    sections["train"].update({"cpus_per_worker": 0.5, "threads_per_worker": 1, **train_keys})
+    sections["cluster"] = {"cpus_per_worker": 0.5, "threads_per_worker": 1, **cluster_keys}
     return parse_recipe(sections, "test")
 
 
@@ -36,8 +37,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(prepared: PreparedSet) -> tuple[TrainResult, list[str]]:
-    lines: list[str] = []
+def uninterrupted(prepared: PreparedSet) -> tuple[TrainResult, list[Event]]:
+    lines: list[Event] = []
     return train(prepared.path, prepared.path.parent / "straight", recipe(), report=lines.append), lines
 
 
@@ -78,7 +79,7 @@ def weights_differ(run: Path, other: Path, name: str) -> list[str]:
     return [key for key in mine if not torch.equal(mine[key], theirs[key])]
 
 
-def test_two_workers_learn(uninterrupted: tuple[TrainResult, list[str]]) -> None:
+def test_two_workers_learn(uninterrupted: tuple[TrainResult, list[Event]]) -> None:
     result, lines = uninterrupted
     run = Run.open(result.run)
     run.verify()
@@ -86,28 +87,28 @@ def test_two_workers_learn(uninterrupted: tuple[TrainResult, list[str]]) -> None
     assert len(losses) == result.num_epochs == EPOCHS
     assert losses[-1] < 0.9 * losses[0]
     assert result.metrics["NDCG@10"] == run.manifest.metrics["NDCG@10"] > 0
-    assert sum(line.startswith("epoch ") for line in lines) == EPOCHS
+    assert sum(isinstance(line, EpochFinished) for line in lines) == EPOCHS
     assert not (run.path / "ray").exists()
     assert run.load_model().num_users == 61
 
 
 def test_a_lost_worker_is_replaced_and_a_lost_run_resumed_without_a_trace(
-    uninterrupted: tuple[TrainResult, list[str]], prepared: PreparedSet
+    uninterrupted: tuple[TrainResult, list[Event]], prepared: PreparedSet
 ) -> None:
     run = prepared.path.parent / "interrupted"
     killer = kill_a_worker_after(run / "curves.csv", 2, 8)
-    lines: list[str] = []
+    lines: list[Event] = []
     with pytest.raises(StageError, match="training failed"):
         train(prepared.path, run, recipe(max_failures=1), report=lines.append)
     killer.join(1)
     assert not killer.is_alive()
-    assert max(int(line.split()[1].rstrip(":")) for line in lines if line.startswith("epoch ")) > 8
+    assert max(line.epoch for line in lines if isinstance(line, EpochFinished)) > 8
     with pytest.raises(ArtifactError, match="--resume"):
         Run.open(run)
-    resumed: list[str] = []
+    resumed: list[Event] = []
     result = train(prepared.path, run, recipe(), resume=True, report=resumed.append)
     assert result.metrics == uninterrupted[0].metrics
-    assert 0 < sum(line.startswith("epoch ") for line in resumed) < EPOCHS
+    assert 0 < sum(isinstance(line, EpochFinished) for line in resumed) < EPOCHS
     for name in ("best", "last"):
         assert not weights_differ(run, uninterrupted[0].run, name)
     assert train(prepared.path, run, recipe(), resume=True).metrics == result.metrics  # finished: nothing to do

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import load_recipe, parse_recipe
 from ray_recsys.distributed.tuning import tune
 from ray_recsys.errors import ArtifactError, IntegrityError
-from ray_recsys.recipe_files import load_recipe, parse_recipe
+from ray_recsys.progress import Event
 from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -24,7 +25,7 @@ def test_a_search_writes_the_best_recipe(tmp_path: Path, capfd: pytest.CaptureFi
         },
         "test",
     )
-    lines: list[str] = []
+    lines: list[Event] = []
     result = tune(prepared.path, tmp_path / "tuned", recipe, report=lines.append)
 
     assert capfd.readouterr().out == ""  # Tune's own tables stay away

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Histories, Int64s, Interactions
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.inspecting.audit import (
     MAX_EXAMPLES,
     Finding,

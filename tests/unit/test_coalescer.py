@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ray_recsys.core.recommending.recommender import Query, Recommendations
-from ray_recsys.distributed.serving.coalescer import Coalescer
-from ray_recsys.distributed.serving.problems import Problem
-from ray_recsys.distributed.serving.stages import Answer
+from ray_recsys.serving.coalescer import Coalescer
+from ray_recsys.serving.problems import Problem
+from ray_recsys.serving.stages import Answer
 
 
 class SlowStages:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from ray_recsys.config import DropRule, Recipe
+from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe
 from ray_recsys.errors import RecipeError
-from ray_recsys.recipe_files import dump_recipe, load_recipe, parse_recipe
 
 WRONG = [
     ("[train]\nepochs = 0", "train.epochs = 0: must be a whole number > 0"),
@@ -21,7 +21,7 @@ WRONG = [
     ("[train]\nepohcs = 1", "train.epohcs: unknown key; did you mean epochs? known here: batch_size, "),
     ("[train]\nlearning_rate = inf", "train.learning_rate = inf: must be a finite number > 0"),
     ("[train]\nearly_stopping_epochs = 0", "must be a whole number > 0 or none"),
-    ("[train]\nuse_gpu = 7", "train.use_gpu = 7: must be true or false"),
+    ("[cluster]\nuse_gpu = 7", "cluster.use_gpu = 7: must be true or false"),
     ("[model]\ndropout = 1.0", "model.dropout = 1.0: must be a finite number >= 0, < 1"),
     ("[model]\nmlp_layers = []", "must be a list (at least 1, each a whole number > 0)"),
     ("[model]\nmlp_layers = [8, -1]", "model.mlp_layers.1 = -1: must be a whole number > 0"),

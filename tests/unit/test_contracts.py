@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_recsys.cli import cli
-from ray_recsys.recipe_files import load_recipe
+from ray_recsys.config.files import load_recipe
 from tests.contracts import ROOT, job_files, module_names, readme_commands, readme_tree_paths, recipe_files
 
 # Ray Serve's own models use what pydantic 2.14 deprecates.
@@ -43,7 +43,7 @@ def test_importing_any_module_starts_opens_and_logs_nothing(tmp_path: Path) -> N
 
 
 def test_core_never_imports_ray(tmp_path: Path) -> None:
-    done = _import_all(["ray_recsys.recipe_files", *module_names("ray_recsys.core")], tmp_path)
+    done = _import_all(["ray_recsys.config.files", *module_names("ray_recsys.core")], tmp_path)
     assert done.stderr == ""
     assert done.returncode == 0
 

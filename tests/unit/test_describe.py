@@ -21,8 +21,8 @@ from ray_recsys.core.inspecting.describe import (
     gini,
     spread_of,
 )
-from ray_recsys.core.inspecting.describe_html import write_html
 from ray_recsys.errors import ArtifactError, InputError, IntegrityError
+from ray_recsys.reports.describe_html import write_html
 from tests.factories import change_a_byte, make_prepared_set
 
 

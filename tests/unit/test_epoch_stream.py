@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ray_recsys.config import FeedRecipe, Recipe
+from ray_recsys.config.files import load_recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece
@@ -16,7 +17,6 @@ from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives
 from ray_recsys.core.sampling.weights import positive_weights
 from ray_recsys.errors import ArtifactError
-from ray_recsys.recipe_files import load_recipe
 from tests.factories import make_prepared_set
 
 

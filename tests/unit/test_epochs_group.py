@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ray_recsys.core.learning.epochs import train_epochs
-from ray_recsys.core.learning.learner import Learner, TrainingBatch
-from ray_recsys.core.learning.validation import Validation
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.epochs import train_epochs
+from ray_recsys.core.training.learner import Learner, TrainingBatch
+from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import StageError
-from ray_recsys.recipe_files import parse_recipe
 from tests.factories import make_prepared_set
 
 RECIPE = parse_recipe({"model": {"embedding_dim": 4, "mlp_layers": [4]}, "train": {"epochs": 1}}, "test")

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.evaluating.baselines import Popularity, Random
-from ray_recsys.core.evaluating.evaluation import Split, evaluate_users
-from ray_recsys.core.evaluating.metrics import MetricSums
-from ray_recsys.core.evaluating.ranking import TieOrder, ranks_of
-from ray_recsys.core.evaluating.unseen_items import draw_unseen
-from ray_recsys.core.histories import Float32s, Histories, Int64s, Interactions
+from ray_recsys.core.arrays import Float32s, Int64s
+from ray_recsys.core.evaluation.baselines import Popularity, Random
+from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.protocols import Split, evaluate_users
+from ray_recsys.core.evaluation.ranking import TieOrder, ranks_of
+from ray_recsys.core.evaluation.unseen_items import draw_unseen
+from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.errors import StageError

@@ -6,9 +6,9 @@ import pytest
 from pyarrow import parquet
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.evaluating.metrics import MetricSums
-from ray_recsys.core.learning.trained_model import TrainedModel
+from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.models.neumf import NeuMF
+from ray_recsys.core.training.trained_model import TrainedModel
 from ray_recsys.distributed import evaluation_work
 from ray_recsys.distributed.evaluation_work import SplitUsers, _UnitTask
 from tests.bundles import random_model

@@ -5,6 +5,7 @@ import pytest
 from ray_recsys.distributed import free_cpus
 from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.errors import ClusterError
+from ray_recsys.progress import Event
 
 
 @pytest.fixture
@@ -16,7 +17,9 @@ def full_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("full_cluster")
 def test_a_full_cluster_is_refused_with_what_is_free_and_the_remedy() -> None:
-    with pytest.raises(ClusterError, match=r"evaluate needs 1 CPU, .* free 0.5 of 4; wait .* set train.wait_for_nodes"):
+    with pytest.raises(
+        ClusterError, match=r"evaluate needs 1 CPU, .* free 0.5 of 4; wait .* set cluster.wait_for_nodes"
+    ):
         require_cpu("evaluate", wait_for_nodes=False)
     with pytest.raises(ClusterError, match=r"audit needs 1 CPU, .* or add nodes$"):
         require_cpu("audit")
@@ -24,7 +27,7 @@ def test_a_full_cluster_is_refused_with_what_is_free_and_the_remedy() -> None:
 
 @pytest.mark.usefixtures("full_cluster")
 def test_where_nodes_may_come_they_are_waited_for() -> None:
-    lines: list[str] = []
+    lines: list[Event] = []
     require_cpu("tune", wait_for_nodes=True, report=lines.append)
     assert lines == ["waiting for nodes: tune needs 1 CPU, but the cluster has free 0.5 of 4"]
 

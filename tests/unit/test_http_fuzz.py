@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.distributed.serving.api import Api
-from ray_recsys.distributed.serving.stages import LocalStages
+from ray_recsys.serving.api import Api
+from ray_recsys.serving.stages import LocalStages
 from tests.app_client import AppClient
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.learning.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.learning.epochs import train_epochs
-from ray_recsys.core.learning.learner import EpochRecord, Learner
-from ray_recsys.core.learning.validation import Validation
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.models.model_files import load_model
+from ray_recsys.core.training.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.training.epochs import train_epochs
+from ray_recsys.core.training.learner import EpochRecord, Learner
+from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
-from ray_recsys.recipe_files import parse_recipe
 from tests.factories import change_a_byte, make_prepared_set
 
 USERS, ITEMS = 60, 40
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> N
 def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(recipe(), USERS, ITEMS)
     learner.finish_epoch(record(1, None))
-    monkeypatch.setattr("ray_recsys.core.learning.checkpoint.SCHEMA_VERSION", 99)
+    monkeypatch.setattr("ray_recsys.core.training.checkpoint.SCHEMA_VERSION", 99)
     save_checkpoint(learner, tmp_path)
     monkeypatch.undo()
     with pytest.raises(SchemaVersionError, match="99"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_recsys.core.recommending.registry import CURRENT, Registry
-from ray_recsys.distributed.serving.live import LiveBundle
+from ray_recsys.serving.live import LiveBundle
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_recsys.core.evaluating.metrics import (
+from ray_recsys.core.evaluation.metrics import (
     MetricSums,
     RankedLists,
     hit,

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_recsys.config import ModelRecipe
+from ray_recsys.config import NeuMFRecipe
 from ray_recsys.core.models.neumf import NeuMF
 
 USERS, ITEMS = 7, 11
 
 
 def make(layer_norm: bool = False, dropout: float = 0.0) -> NeuMF:
-    recipe = ModelRecipe(embedding_dim=4, mlp_layers=(6, 5, 3), init_std=0.5, layer_norm=layer_norm, dropout=dropout)
+    recipe = NeuMFRecipe(embedding_dim=4, mlp_layers=(6, 5, 3), init_std=0.5, layer_norm=layer_norm, dropout=dropout)
     model = NeuMF(USERS, ITEMS, recipe, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for bias in (model.user_bias, model.item_bias, model.global_bias, model.user_half.bias):

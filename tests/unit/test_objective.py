@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.learning.objective import Objective
+from ray_recsys.core.training.objective import Objective
 from tests.unit.test_neumf import ITEMS, USERS, make
 
 B, C = 8, 3

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import DataError
-from ray_recsys.recipe_files import parse_recipe
 from tests.prepare_reference import Kept, Row, reference_prepare
 
 pytestmark = pytest.mark.usefixtures("serial_tasks")

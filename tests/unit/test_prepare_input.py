@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedManifest, PreparedSet
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
-from ray_recsys.recipe_files import parse_recipe
+from ray_recsys.progress import Event
 
 pytestmark = pytest.mark.usefixtures("serial_tasks")
 
@@ -108,7 +109,7 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
     log = write_text(tmp_path / "log.csv", ",", header=True, extra=extra)
     with log.open("ab") as file:
         file.write(b"\xff\xfe,100,3,1000\n")
-    messages: list[str] = []
+    messages: list[Event] = []
     recipe = recipe_of(input={"rating_column": "rating"})
     manifest = prepare([str(log)], tmp_path / "out", recipe, report=messages.append)
     assert manifest.rows_dropped == {
@@ -302,7 +303,7 @@ class TestBadInput:
 
 class TestRerun:
     def run(self, tmp_path: Path, recipe: Recipe, *, overwrite: bool = False) -> tuple[PreparedManifest, list[str]]:
-        messages: list[str] = []
+        messages: list[Event] = []
         log = str(tmp_path / "log.parquet")
         manifest = prepare([log], tmp_path / "out", recipe, overwrite=overwrite, report=messages.append)
         return manifest, messages

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_recsys.core.models.neighbours import find_neighbours
 from ray_recsys.core.models.neumf_scorer import NeuMFScorer
-from ray_recsys.core.recommending.neighbours import find_neighbours
 from ray_recsys.core.recommending.recall import Recall
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry

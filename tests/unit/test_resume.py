@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.learning.resume import begin_run, can_resume
-from ray_recsys.core.learning.run import RunStart
+from ray_recsys.config.files import parse_recipe
+from ray_recsys.core.training.resume import begin_run, can_resume
+from ray_recsys.core.training.run import RunStart
 from ray_recsys.errors import ArtifactError
-from ray_recsys.recipe_files import parse_recipe
 from tests.unit.test_run import make_run
 
 
@@ -28,7 +28,7 @@ def test_an_existing_directory_is_not_touched(tmp_path: Path) -> None:
 def test_resume_needs_the_same_data_and_recipe(tmp_path: Path) -> None:
     begin_run(tmp_path / "run", start())
     assert can_resume(tmp_path / "run", start())
-    assert can_resume(tmp_path / "run", start(train={"num_workers": 8}, serve={"port": 1}))
+    assert can_resume(tmp_path / "run", start(cluster={"num_workers": 8}, serve={"port": 1}))
     with pytest.raises(ArtifactError, match="fingerprint abc, now xyz"):
         can_resume(tmp_path / "run", start("xyz"))
     with pytest.raises(ArtifactError, match=r"train\.epochs = 20, now 3"):

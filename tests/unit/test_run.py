@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import load_recipe
 from ray_recsys.core.artifact import write_manifest
-from ray_recsys.core.learning.run import BEST, LAST, SCHEMA_VERSION, Run, RunStart, finish_run, start_run
 from ray_recsys.core.models.model_files import load_model, save_model
+from ray_recsys.core.training.run import BEST, LAST, SCHEMA_VERSION, Run, RunStart, finish_run, start_run
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
-from ray_recsys.recipe_files import load_recipe
 from tests.unit.test_neumf import ITEMS, USERS, make
 
 

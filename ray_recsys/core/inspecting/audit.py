@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.prepared import PreparedManifest
 
 MAX_EXAMPLES = 10

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_recsys.core.histories import Histories, Int64s, Interactions
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.inspecting.audit import Finding, find, is_repeated_id
 
 

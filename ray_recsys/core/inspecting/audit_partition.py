@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.artifact import verify_file
-from ray_recsys.core.histories import Histories, Int64s
+from ray_recsys.core.histories import Histories
 from ray_recsys.core.inspecting.audit import Finding, find
 from ray_recsys.core.inspecting.audit_histories import (
     AuditedUsers,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.inspecting.audit import Finding, find
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.preparing.id_hash import bucket_of, hash_ids, partition_bounds

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.core.histories import Int64s, Interactions
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prepared import PreparedSet
 
 DAY_S = 86_400

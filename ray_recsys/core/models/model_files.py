@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ray_recsys.config import ModelRecipe
+from ray_recsys.config import NeuMFRecipe
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.errors import IntegrityError
 
@@ -26,7 +26,7 @@ class _ModelShape(BaseModel):
 
     num_users: PositiveInt
     num_items: PositiveInt
-    recipe: ModelRecipe
+    recipe: NeuMFRecipe
 
 
 def save_model(model: NeuMF, directory: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:

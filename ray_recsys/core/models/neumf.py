@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_recsys.config import ModelRecipe
+from ray_recsys.config import NeuMFRecipe
 
 
 class NeuMF(nn.Module):
@@ -30,7 +30,7 @@ class NeuMF(nn.Module):
     """
 
     def __init__(
-        self, num_users: int, num_items: int, recipe: ModelRecipe, *, generator: torch.Generator | None = None
+        self, num_users: int, num_items: int, recipe: NeuMFRecipe, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.num_users, self.num_items, self.recipe = num_users, num_items, recipe

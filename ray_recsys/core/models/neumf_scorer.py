@@ -10,10 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ray_recsys.core.arrays import Float32s, Int64s
 from ray_recsys.core.models.neumf import NeuMF
-
-Float32s = npt.NDArray[np.float32]
-Int64s = npt.NDArray[np.int64]
 
 # Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
 _BLOCK_VALUES = 512 * 1024

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ray_recsys.core.arrays import Bools
 from ray_recsys.core.packed_sort import sort_columns
 from ray_recsys.core.preparing.user_rows import UserRows
 
 Rule = Literal["first", "last", "highest_rating", "count"]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Used for partitions of users and the random split; they are no protection agains
 import numpy as np
 import pyarrow as pa
 
-from ray_recsys.core.packed_sort import UInt64s
+from ray_recsys.core.arrays import UInt64s
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that its powers are invertible modulo 2^64
 _SLICE = 65_536  # ids hashed at once: the work arrays stay in cache

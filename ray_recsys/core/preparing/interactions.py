@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_recsys.config import DropRule, InputRecipe
-from ray_recsys.core.histories import Float32s, Int32s, Int64s
+from ray_recsys.core.arrays import Bools, Float32s, Int32s, Int64s
 from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog, Example
 from ray_recsys.core.preparing.timestamps import parse_times
 from ray_recsys.errors import DataError
 
-Bools = npt.NDArray[np.bool_]
 IdKind = Literal["integer", "text"]
 
 

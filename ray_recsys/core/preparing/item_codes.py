@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.histories import Int32s, Int64s
+from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.preparing.interactions import IdKind, cast_ids
 from ray_recsys.core.preparing.scatter import read_arrow, write_array, write_arrow
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.preparing.deduplication import deduplicate, in_time_order
 from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog, Example
 from ray_recsys.core.preparing.filters import filter_round

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.artifact import FileDigest
-from ray_recsys.core.histories import Histories, Int32s, Int64s, Interactions
+from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import PartitionInfo, write_partition
 from ray_recsys.core.preparing.drops import DropLog
 from ray_recsys.core.preparing.partition_steps import PartitionPlan, log_drops, read_users

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.prepared import PreparedManifest
 from ray_recsys.core.preparing.drops import DropLog
 from ray_recsys.core.preparing.partition_steps import PartitionPlan

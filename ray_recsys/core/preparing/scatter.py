@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_recsys.config import InputRecipe
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog
 from ray_recsys.core.preparing.id_hash import NUM_BUCKETS, bucket_of, hash_ids
 from ray_recsys.core.preparing.interactions import CheckedRows, IdColumn, IdKind, check_rows, merge_kinds

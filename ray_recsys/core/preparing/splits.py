@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_recsys.config import SplitRecipe
-from ray_recsys.core.histories import Int64s
-from ray_recsys.core.packed_sort import UInt64s
+from ray_recsys.core.arrays import Int64s, UInt64s
 from ray_recsys.core.preparing.id_hash import mix
 from ray_recsys.core.preparing.scatter import read_arrow
 from ray_recsys.core.preparing.user_rows import TEST, TRAINING, VALIDATION

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.errors import DataError
 
 MICROSECONDS = 1_000_000

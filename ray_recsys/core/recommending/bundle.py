@@ -31,12 +31,13 @@ from ray_recsys.core.artifact import (
     verify_file,
     write_manifest,
 )
+from ray_recsys.core.models import neighbours
 from ray_recsys.core.models.model_files import load_model, save_model
+from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending import catalogue, neighbours, seen
+from ray_recsys.core.recommending import catalogue, seen
 from ray_recsys.core.recommending.catalogue import Catalogue
-from ray_recsys.core.recommending.neighbours import Neighbours
 from ray_recsys.core.recommending.recall import Recall
 from ray_recsys.core.recommending.seen import SeenItems
 from ray_recsys.core.vocabulary import Vocabulary, write_vocabulary

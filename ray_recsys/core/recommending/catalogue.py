@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.histories import Int32s, Int64s
+from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.vocabulary import ExternalId, Vocabulary, normal_ids, write_vocabulary
 from ray_recsys.errors import IntegrityError
 

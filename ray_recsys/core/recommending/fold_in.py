@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ray_recsys.core.histories import Float32s, Int32s
+from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.recommending.user_row import UserRow
 

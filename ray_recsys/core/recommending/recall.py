@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from ray_recsys.core.histories import Float32s, Int32s
+from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.errors import IntegrityError
 
 

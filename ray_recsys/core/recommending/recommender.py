@@ -6,19 +6,17 @@ module does not know external ids or HTTP.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ray_recsys.core.histories import Float32s, Int32s
+from ray_recsys.core.arrays import Float32s, Int32s, Integers
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.fold_in import FoldIn
 from ray_recsys.core.recommending.rerank import Rerank
 from ray_recsys.core.recommending.user_row import UserRow, known_row
 
 Source = Literal["two-stage", "fold-in", "popular"]
-Integers = npt.NDArray[np.integer[Any]]
 
 
 def _no_items() -> Int32s:

@@ -7,7 +7,7 @@ I items.
 import numpy as np
 import torch
 
-from ray_recsys.core.histories import Float32s, Int32s
+from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.recommending.user_row import UserRow
 

@@ -10,7 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from ray_recsys.core.histories import Histories, Int32s, Int64s
+from ray_recsys.core.arrays import Int32s, Int64s
+from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import IntegrityError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ray_recsys.core.histories import Float32s
+from ray_recsys.core.arrays import Float32s
 from ray_recsys.core.models.neumf import NeuMF
 
 

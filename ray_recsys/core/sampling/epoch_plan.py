@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.counter_random import Permutation, derive_key
-from ray_recsys.core.histories import Int64s
 
 _PIECE_ORDER = 2
 _WINDOW_ORDER = 3

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Float32s, Int32s, Int64s
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s
 from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Window
 from ray_recsys.core.sampling.positives import Samples

@@ -12,9 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ray_recsys.core.histories import Int32s, Int64s
-
-Bools = npt.NDArray[np.bool_]
+from ray_recsys.core.arrays import Bools, Int32s, Int64s
 
 _FILTER_BITS = 16  # an item: one in 16 of a user's bits is set, so one in 16 absent items is looked up in vain
 _FILTER_CHUNK = 1 << 20  # items whose bits are set at once, as bytes

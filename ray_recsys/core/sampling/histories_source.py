@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.histories import Int64s
+from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import WindowSamples
 from ray_recsys.core.sampling.negatives import NegativeSampler

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.counter_random import UInt64s, derive_key, derive_keys, random_bits, scale_to, scale_to_each
-from ray_recsys.core.histories import Int32s, Int64s
+from ray_recsys.core.arrays import Int32s, Int64s, UInt64s
+from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits, scale_to, scale_to_each
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.popularity_draw import PopularityDraw
 

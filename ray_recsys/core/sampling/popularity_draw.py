@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_recsys.core.counter_random import UInt64s, scale_to, scale_to_each
-from ray_recsys.core.histories import Int32s, Int64s
+from ray_recsys.core.arrays import Float64s, Int32s, Int64s, UInt64s
+from ray_recsys.core.counter_random import scale_to, scale_to_each
 from ray_recsys.core.sampling.excluded import ExcludedItems
-
-Float64s = npt.NDArray[np.float64]
 
 _TOTAL_WEIGHT = 2.0**48
 

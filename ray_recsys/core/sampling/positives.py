@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_recsys.config import FeedRecipe, Recipe
-from ray_recsys.core.histories import Float32s, Int32s, Int64s, interactions_from_table
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s
+from ray_recsys.core.histories import interactions_from_table
 from ray_recsys.core.sampling.epoch_plan import Piece
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.negatives import NegativeSampler

@@ -4,13 +4,11 @@ Knows nothing of batches or losses. n interactions.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from ray_recsys.config import FeedRecipe
-from ray_recsys.core.histories import Float32s, Interactions
+from ray_recsys.core.arrays import Float32s, Float64s
+from ray_recsys.core.histories import Interactions
 from ray_recsys.errors import ArtifactError
-
-Float64s = npt.NDArray[np.float64]
 
 
 def positive_weights(training: Interactions, recipe: FeedRecipe) -> Float32s | None:

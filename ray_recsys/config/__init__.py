@@ -1,0 +1,28 @@
+"""Typed recipes. `files` reads and writes them as TOML; `messages` puts their errors into words."""
+
+from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
+from ray_recsys.config.models import ItemKNNRecipe, ModelRecipe, NeuMFRecipe, PopularityRecipe, UserKNNRecipe
+from ray_recsys.config.recipe import Recipe
+from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
+from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
+
+__all__ = [
+    "BundleRecipe",
+    "ClusterRecipe",
+    "DropRule",
+    "EvaluateRecipe",
+    "FeedRecipe",
+    "InputRecipe",
+    "ItemKNNRecipe",
+    "ItemsRecipe",
+    "ModelRecipe",
+    "NeuMFRecipe",
+    "PopularityRecipe",
+    "PrepareRecipe",
+    "Recipe",
+    "ServeRecipe",
+    "SplitRecipe",
+    "TrainRecipe",
+    "TuneRecipe",
+    "UserKNNRecipe",
+]

@@ -1,0 +1,63 @@
+"""The `[model]` section of a recipe: one class per model, told apart by `name`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from ray_recsys.config.section import Fraction, Section
+
+
+class PopularityRecipe(Section):
+    """Ranks items by their number of training interactions."""
+
+    name: Literal["popularity"] = "popularity"
+
+
+class ItemKNNRecipe(Section):
+    """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
+
+    name: Literal["item_knn"] = "item_knn"
+    num_neighbours: PositiveInt = 200
+    """Most similar items kept per item."""
+    shrinkage: float = Field(default=10.0, ge=0)
+    """Added to the denominator of the cosine: similarities of rare items shrink towards 0."""
+    significance: int = Field(default=0, ge=0)
+    """Similarities of pairs with fewer than this many common users are scaled by common / significance; 0: off."""
+    recency_half_life: float | None = Field(default=None, gt=0)
+    """A history item's weight halves every so many interactions back from the user's last; None: all weigh 1."""
+
+
+class UserKNNRecipe(Section):
+    """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999)."""
+
+    name: Literal["user_knn"] = "user_knn"
+    num_neighbours: PositiveInt = 200
+    """Most similar users kept per user."""
+    shrinkage: float = Field(default=10.0, ge=0)
+    """Added to the denominator of the cosine: similarities of users with few items shrink towards 0."""
+    significance: int = Field(default=0, ge=0)
+    """Similarities of pairs with fewer than this many common items are scaled by common / significance; 0: off."""
+
+
+class NeuMFRecipe(Section):
+    """NeuMF (He et al. 2017)."""
+
+    name: Literal["neumf"] = "neumf"
+    embedding_dim: PositiveInt = 32
+    """Width of the GMF and of the MLP embeddings, each."""
+    mlp_layers: tuple[PositiveInt, ...] = Field(default=(64, 32, 16), min_length=1)
+    """Output widths of the MLP's hidden layers; its input is 2 x embedding_dim."""
+    dropout: Fraction = 0.0
+    """After each hidden layer of the MLP."""
+    layer_norm: bool = False
+    """LayerNorm before each activation of the MLP."""
+    init_std: float = Field(default=0.01, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+    gmf_loss_weight: float = Field(default=0.0, ge=0)
+    """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
+
+
+ModelRecipe = Annotated[
+    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | NeuMFRecipe,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,57 @@
+"""Recipe sections on what is done with a trained model: evaluation, the bundle, the Serve graph."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ray_recsys.config.section import Section
+
+
+class EvaluateRecipe(Section):
+    """Metrics and their protocol."""
+
+    protocol: Literal["full", "sampled"] = "full"
+    """full: every item that the user has not seen is a candidate; sampled: the held-out item + num_sampled."""
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    num_sampled: PositiveInt = 99
+    """Unseen items drawn per held-out item under the sampled protocol."""
+    users_per_batch: PositiveInt = 256
+
+
+class BundleRecipe(Section):
+    """What publish puts into a bundle beside the model."""
+
+    num_neighbours: PositiveInt = 50
+    """Similar items kept per item."""
+
+
+class ServeRecipe(Section):
+    """The Serve graph."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0: a free port."""
+    num_candidates: PositiveInt = 200
+    """Items that recall hands to rerank unless the request says otherwise."""
+    max_k: PositiveInt = 100
+    max_candidates: PositiveInt = 2000
+    max_history: PositiveInt = 1000
+    ingress_replicas: PositiveInt = 1
+    recall_replicas: PositiveInt = 1
+    rerank_replicas: PositiveInt = 1
+    fused: bool = True
+    """Both stages run in the ingress's replicas, with no hop between processes: the fastest where one replica holds the
+    bundle; false: each stage has replicas of its own, so that they scale apart."""
+    max_waiting: PositiveInt = 256
+    """Requests that may wait in an ingress replica; it refuses more with 503, rather than answer them late."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """After so long without an answer from the stages' replicas a request is refused with 503."""
+    cpus_per_replica: float = Field(default=0.25, gt=0)
+    """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
+
+    @model_validator(mode="after")
+    def _within_max_candidates(self) -> Self:
+        for name in ("num_candidates", "max_k"):
+            if getattr(self, name) > self.max_candidates:
+                raise ValueError(f"{name} must be <= max_candidates = {self.max_candidates}")
+        return self

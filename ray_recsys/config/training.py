@@ -1,0 +1,85 @@
+"""Recipe sections on training: the epoch stream, the optimizer, the search, and the cluster that runs them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ray_recsys.config.section import Section
+
+
+class FeedRecipe(Section):
+    """The epoch stream: positives, their weights and their negatives."""
+
+    num_negatives: PositiveInt = 4
+    """Negatives per positive, drawn anew each epoch."""
+    negatives: Literal["uniform", "popularity"] = "uniform"
+    popularity_alpha: float = Field(default=0.75, ge=0, le=1)
+    """Negatives by count^alpha, if `negatives` is popularity."""
+    exclude_held_out: bool = False
+    """Whether held-out items are never negatives; by default they may be, since training must not know them."""
+    recency_half_life: float | None = Field(default=None, gt=0)
+    """Weight of a positive halves every so many interactions back from the user's last; mean 1 a user."""
+    weight_by_repetition: bool = False
+    """Weight of a positive grows with 1 + ln(repetition); mean 1 a user."""
+    window_interactions: PositiveInt = 50_000_000
+    """Positives that a worker shuffles at once; whole partitions, at least one. An epoch begins with smaller ones."""
+
+
+class TrainRecipe(Section):
+    """Optimization of models that are trained by gradient descent."""
+
+    objective: Literal["implicit", "explicit"] = "implicit"
+    """implicit: BCE with logits over positives and negatives; explicit: MSE on ratings, without negatives."""
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 4096
+    """Positives of one optimizer step over all workers."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+    l2: float = Field(default=0.0, ge=0)
+    """L2 on the embedding rows that a batch touches, per sample."""
+    early_stopping_epochs: PositiveInt | None = 5
+    """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
+    validate_every_epochs: PositiveInt = 1
+    max_validation_users: PositiveInt = 20_000
+    """Users (the first by a hash of their index) whose validation NDCG@10 decides."""
+
+
+class ClusterRecipe(Section):
+    """What a command may use of the cluster."""
+
+    num_workers: PositiveInt = 2
+    """DDP workers of a training run."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """CPUs that Ray reserves for a worker; leave Ray Data at least one."""
+    threads_per_worker: PositiveInt | None = None
+    """Torch threads of a worker; None: its share of the node's cores."""
+    placement: Literal["auto", "task", "worker"] = "auto"
+    """Where negatives are drawn: in Ray Data tasks or in the train worker. `auto`: in tasks only if the workers use
+    GPUs and the cluster has CPU nodes beside theirs."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often a lost worker is replaced."""
+    wait_for_nodes: bool = False
+    """Set it on a cluster that starts nodes on demand: missing resources are then waited for instead of refused."""
+
+
+class TuneRecipe(Section):
+    """Search space and schedule (ASHA)."""
+
+    num_trials: PositiveInt = 8
+    max_concurrent_trials: PositiveInt = 2
+    """Each trial is one process of one CPU."""
+    embedding_dim: tuple[PositiveInt, ...] = Field(default=(8, 16, 32, 64), min_length=1)
+    learning_rate_min: float = Field(default=3e-4, gt=0)
+    learning_rate_max: float = Field(default=1e-2, gt=0)
+    grace_epochs: PositiveInt = 3
+    """Epochs that every trial gets."""
+    reduction_factor: int = Field(default=2, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.learning_rate_min > self.learning_rate_max:
+            raise ValueError("learning_rate_min must be <= learning_rate_max")
+        return self

@@ -1,0 +1,171 @@
+"""Candidate lists given by the user, and the metrics of a scorer on them.
+
+A list is a user with candidate items, one or more of which are labelled 1: held out. Nothing is added and nothing taken
+away. A pair whose user or item is unknown to the model has no score and stands last in its list, for every scorer: an
+unknown held-out item gets the rank of the last place. Lists without a held-out item have no metrics and are left out.
+
+Knows nothing of files' formats or of how users are spread over processes. L lists, n candidates in all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from ray_recsys.config import EvaluateRecipe
+from ray_recsys.core.arrays import Bools, Int64s
+from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
+from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of
+from ray_recsys.core.evaluation.scorer import Scorer
+from ray_recsys.core.id_files import IdFile
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.vocabulary import Lookup, Vocabulary
+from ray_recsys.errors import DataError, EmptyDataError
+
+COLUMNS = ("user_id", "item_id", "label")
+_MAX_SCORES = 1 << 22  # padded candidates held at once
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLists:
+    """L lists, one after the other: list l has places `offsets[l]:offsets[l + 1]`.
+
+    Attributes:
+        users: Of the lists, which are distinct.
+        offsets: int64[L + 1].
+        item_idx: int64[n]; 0 where the item is unknown.
+        is_known: Whether the item is known, bool[n].
+        is_held_out: bool[n]; at least one a list.
+        num_skipped: Lists that were left out, having no held-out item.
+    """
+
+    users: Lookup
+    offsets: Int64s
+    item_idx: Int64s
+    is_known: Bools
+    is_held_out: Bools
+    num_skipped: int
+
+    @classmethod
+    def read(cls, path: Path, prepared: PreparedSet) -> Self:
+        """Returns the lists of a file with the columns user_id, item_id and label (1: held out, 0: not).
+
+        Args:
+            path: Parquet or CSV.
+            prepared: Whose users and items are known.
+
+        Raises:
+            DataError: The file cannot be read, lacks a column, has a null, another label, or a pair twice.
+            EmptyDataError: There is no row, or no row has label 1.
+        """
+        table = IdFile.open(path, COLUMNS).read(COLUMNS)
+        is_held_out = _labels(table["label"], path)
+        users = table["user_id"].combine_chunks().dictionary_encode()
+        codes = users.indices.to_numpy().astype(np.int64)
+        lookup = Vocabulary.of(prepared.read_items()["item_id"]).lookup(table["item_id"])
+        _check_distinct(codes, table["item_id"].combine_chunks(), users.dictionary, path)
+        has_held_out = np.bincount(codes, weights=is_held_out, minlength=len(users.dictionary)) > 0
+        if not has_held_out.any():
+            raise EmptyDataError(f"{path}: no row has label 1; label each user's held-out item with 1")
+        order = np.argsort(codes, kind="stable")
+        order = order[has_held_out[codes[order]]]
+        lengths = np.bincount(codes, minlength=len(has_held_out))[has_held_out]
+        return cls(
+            _find_users(users.dictionary.filter(pa.array(has_held_out)), prepared),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            np.where(lookup.is_known, lookup.idx, 0)[order],
+            lookup.is_known[order],
+            is_held_out[order],
+            int((~has_held_out).sum()),
+        )
+
+    @property
+    def num_lists(self) -> int:
+        """L."""
+        return len(self.users.idx)
+
+    @property
+    def num_unknown_candidates(self) -> int:
+        """Candidates whose item is unknown."""
+        return int((~self.is_known).sum())
+
+    def evaluate(self, scorer: Scorer, lists: Int64s, *, recipe: EvaluateRecipe, seed: int) -> MetricSums:
+        """Returns the metric sums of some lists.
+
+        Args:
+            scorer: Of the whole catalogue.
+            lists: Which to evaluate, int64[<= L].
+            recipe: Ks, and lists scored at once.
+            seed: Of the order of ties.
+
+        Raises:
+            StageError: A score is NaN or infinite; names the user.
+        """
+        batches = self._batches(lists, recipe.users_per_batch)
+        return MetricSums.total(self._evaluate(scorer, batch, recipe, seed) for batch in batches)
+
+    def _batches(self, lists: Int64s, size: int) -> Iterator[Int64s]:
+        """Yields lists of similar length, longest first, since a batch is padded to its longest."""
+        lengths = np.diff(self.offsets)[lists]
+        order, start = np.argsort(-lengths, kind="stable"), 0
+        while start < len(lists):
+            stop = start + max(1, min(size, _MAX_SCORES // int(lengths[order[start]])))
+            yield lists[order[start:stop]]
+            start = stop
+
+    def _evaluate(self, scorer: Scorer, lists: Int64s, recipe: EvaluateRecipe, seed: int) -> MetricSums:
+        lengths = self.offsets[lists + 1] - self.offsets[lists]
+        columns = np.arange(int(lengths.max()))
+        is_there = columns < lengths[:, None]
+        places = np.where(is_there, self.offsets[lists][:, None] + columns, self.offsets[lists][:, None])
+        has_score = is_there & self.is_known[places] & self.users.is_known[lists][:, None]
+        scores = np.full(places.shape, -np.inf, np.float32)
+        scored = np.flatnonzero(has_score.any(axis=1))
+        user_idx = np.where(self.users.is_known, self.users.idx, 0)[lists]
+        if len(scored):
+            found = scorer.score_pairs(user_idx[scored], self.item_idx[places[scored]])
+            check_finite(found, user_idx[scored])
+            scores[scored] = np.where(has_score[scored], found, -np.inf)
+        rows, own = np.nonzero(is_there & self.is_held_out[places])
+        ranks = ranks_of(scores[rows], own, TieOrder(seed, user_idx[rows], self.item_idx[places[rows]]))
+        ranks = np.where(has_score[rows, own], ranks, lengths[rows])
+        return MetricSums.of(
+            RankedLists(ranks, rows, np.arange(len(lists))), ks=recipe.ks, num_candidates=int(lengths.sum())
+        )
+
+
+def _labels(column: pa.ChunkedArray, path: Path) -> Bools:
+    try:
+        labels = column.cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path}, column label: {error}; a label is 1 (held out) or 0") from error
+    is_held_out: Bools = labels == 1
+    is_wrong = ~is_held_out & (labels != 0)
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        raise DataError(f"{path}, column label, row {row + 1}: {labels[row]:g}; a label is 1 (held out) or 0")
+    return is_held_out
+
+
+def _check_distinct(codes: Int64s, item_ids: pa.Array, user_ids: pa.Array, path: Path) -> None:
+    items = item_ids.dictionary_encode()
+    keys = codes * len(items.dictionary) + items.indices.to_numpy()
+    distinct, counts = np.unique(keys, return_counts=True)
+    if len(distinct) < len(keys):
+        user, item = divmod(int(distinct[np.argmax(counts > 1)]), len(items.dictionary))
+        pair = f"user {user_ids[user].as_py()!r}, item {items.dictionary[item].as_py()!r}"
+        raise DataError(f"{path}: {pair} is there twice; a candidate stands once in a user's list")
+
+
+def _find_users(user_ids: pa.Array, prepared: PreparedSet) -> Lookup:
+    """Returns which users a prepared set has, and their indices; its ids are read a partition at a time."""
+    idx, is_known = np.zeros(len(user_ids), np.int64), np.zeros(len(user_ids), np.bool_)
+    for partition, info in enumerate(prepared.manifest.partitions):
+        if info.num_users:
+            found = Vocabulary.of(prepared.read_user_ids(partition)).lookup(user_ids)
+            idx[found.is_known] = found.known + info.first_user_idx
+            is_known |= found.is_known
+    return Lookup(idx, is_known)

@@ -1,0 +1,174 @@
+"""Ranking metrics from the ranks of held-out items, and their sums over users.
+
+Knows nothing of scores, candidates or ties: a rank is a whole number from 1. R held-out items, L ranked lists, U users.
+
+A user's value is the mean over the user's lists (one list with full ranking, one per held-out item with sampled
+candidates), and a metric is the mean over users. Sums are kept in fixed point, so that they are the same bits however
+users are spread over batches, partitions and workers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from ray_recsys.core.arrays import Float64s, Int64s
+
+_UNIT = 1 << 40  # values in [0, 1] are summed as multiples of 2^-40: exact for any number of users
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLists:
+    """Where the held-out items stand in L ranked lists.
+
+    Attributes:
+        ranks: int64[R], from 1.
+        list_of: The list of each held-out item, int64[R]; each of 0..L-1 occurs.
+        user_of: The user of each list, int64[L]; each of 0..U-1 occurs.
+    """
+
+    ranks: Int64s
+    list_of: Int64s
+    user_of: Int64s
+
+    @property
+    def num_lists(self) -> int:
+        """L."""
+        return len(self.user_of)
+
+    @property
+    def num_held_out(self) -> Int64s:
+        """Held-out items of each list, int64[L]."""
+        return np.bincount(self.list_of, minlength=self.num_lists).astype(np.int64)
+
+    def total(self, values: npt.NDArray[np.float64 | np.bool_]) -> Float64s:
+        """Returns the sum over each list of a value per held-out item, float64[L]."""
+        return np.bincount(self.list_of, weights=values, minlength=self.num_lists).astype(np.float64)
+
+    def mean_by_user(self, values: Float64s) -> Float64s:
+        """Returns the mean over each user's lists of a value per list, float64[U]."""
+        sums = np.bincount(self.user_of, weights=values).astype(np.float64)
+        return sums / np.bincount(self.user_of)
+
+
+def hit(lists: RankedLists, k: int) -> Float64s:
+    """Returns 1 for a list with a held-out item among its first k, else 0: float64[L].
+
+    Source: Deshpande, Karypis: Item-based top-N recommendation algorithms, TOIS 2004, section 6 (hit rate). Held-out at
+        ranks 2 and 7: Hit@1 = 0, Hit@2 = 1.
+    """
+    return (lists.total(lists.ranks <= k) > 0).astype(np.float64)
+
+
+def recall(lists: RankedLists, k: int) -> Float64s:
+    """Returns the share of a list's held-out items that are among its first k, float64[L].
+
+    Source: Herlocker et al.: Evaluating collaborative filtering recommender systems, TOIS 2004, section 4.2. Held-out
+        at ranks 2 and 7: Recall@5 = 1/2.
+    """
+    return lists.total(lists.ranks <= k) / lists.num_held_out
+
+
+def ndcg(lists: RankedLists, k: int) -> Float64s:
+    """Returns the discounted gain of a list's first k over that of the best possible order, float64[L].
+
+    A held-out item at rank r gains 1 / log2(r + 1); the best order has min(k, held-out items) first.
+
+    Source: Järvelin, Kekäläinen: Cumulated gain-based evaluation of IR techniques, TOIS 2002, sections 2.2 and 2.3,
+        with the discount in use since Burges et al., ICML 2005. Held-out at ranks 2 and 7:
+        NDCG@5 = (1 / log2 3) / (1 / log2 2 + 1 / log2 3) = .630930 / 1.630930 = .386853.
+    """
+    gains = 1.0 / np.log2(lists.ranks + 1.0)
+    ideal = np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))
+    best: Float64s = ideal[np.minimum(lists.num_held_out, k) - 1]
+    return lists.total(np.where(lists.ranks <= k, gains, 0.0)) / best
+
+
+def reciprocal_rank(lists: RankedLists) -> Float64s:
+    """Returns 1 / rank of a list's first held-out item, float64[L]; its mean is MRR.
+
+    Source: Voorhees: The TREC-8 question answering track report, 1999, section 3. Held-out at ranks 2 and 7: 1/2.
+    """
+    best = np.zeros(lists.num_lists)
+    np.maximum.at(best, lists.list_of, 1.0 / lists.ranks)
+    return best
+
+
+_AT_K = {"Hit": hit, "NDCG": ndcg, "Recall": recall}
+
+
+def metric_labels(ks: Sequence[int]) -> list[str]:
+    """Returns the names of all metrics: Hit@K, NDCG@K and Recall@K for each K, and MRR."""
+    return [f"{name}@{k}" for name in _AT_K for k in sorted(set(ks))] + ["MRR"]
+
+
+class MetricSums(BaseModel):
+    """Numerators and denominators of all metrics over some users; those of disjoint users add up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_users: int = 0
+    """Users with a held-out item: the denominator of every metric."""
+    num_held_out: int = 0
+    num_lists: int = 0
+    num_candidates: int = 0
+    """Over all lists."""
+    sums: dict[str, int] = {}
+    """Users' values by metric, in units of 2^-40."""
+    squares: dict[str, int] = {}
+    """Squares of users' values by metric, in units of 2^-40."""
+
+    @classmethod
+    def of(cls, lists: RankedLists, *, ks: Sequence[int], num_candidates: int) -> Self:
+        """Returns the sums over the users of some lists, which hold `num_candidates` in all."""
+        by_list = {f"{name}@{k}": metric(lists, k) for name, metric in _AT_K.items() for k in sorted(set(ks))}
+        by_list["MRR"] = reciprocal_rank(lists)
+        by_user = {name: lists.mean_by_user(values) for name, values in by_list.items()}
+        return cls(
+            num_users=int(lists.user_of.max(initial=-1)) + 1,
+            num_held_out=len(lists.ranks),
+            num_lists=lists.num_lists,
+            num_candidates=num_candidates,
+            sums={name: _fixed_sum(values) for name, values in by_user.items()},
+            squares={name: _fixed_sum(values * values) for name, values in by_user.items()},
+        )
+
+    @classmethod
+    def total(cls, parts: Iterable[Self]) -> Self:
+        """Returns the sums over all parts' users."""
+        result = cls()
+        for part in parts:
+            result = result + part
+        return result
+
+    def __add__(self, other: Self) -> Self:
+        """Returns the sums over the users of both, who must be different ones."""
+        return type(self)(
+            num_users=self.num_users + other.num_users,
+            num_held_out=self.num_held_out + other.num_held_out,
+            num_lists=self.num_lists + other.num_lists,
+            num_candidates=self.num_candidates + other.num_candidates,
+            sums=_add(self.sums, other.sums),
+            squares=_add(self.squares, other.squares),
+        )
+
+    def means(self) -> dict[str, float]:
+        """Returns the value of each metric; there must be a user."""
+        return {name: value / _UNIT / self.num_users for name, value in self.sums.items()}
+
+    def standard_errors(self) -> dict[str, float]:
+        """Returns the standard error of each mean over users; for one 0/1 value a user, the binomial one."""
+        means = self.means()
+        variances = {name: self.squares[name] / _UNIT / self.num_users - means[name] ** 2 for name in means}
+        return {name: float(np.sqrt(max(0.0, value) / self.num_users)) for name, value in variances.items()}
+
+
+def _fixed_sum(values: Float64s) -> int:
+    return int(np.rint(values * _UNIT).astype(np.int64).sum())
+
+
+def _add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}

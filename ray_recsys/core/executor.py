@@ -1,0 +1,60 @@
+"""Where independent tasks run: in this process, or on a cluster (`ray_recsys.distributed.executor`)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+
+
+class Shared(Protocol[Value_co]):
+    """A value that every task may read; it is picklable whatever the value's size."""
+
+    def get(self) -> Value_co:
+        """Returns the value, in the process that asks."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs tasks that are told apart by a number."""
+
+    def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
+        """Yields `task(number)` for every number below `num_tasks`, in any order.
+
+        Args:
+            task: Picklable, and a pure function of its number: it may run twice. Its result passes through the driver,
+                so it must be small.
+            num_tasks: How many.
+            stage: What the tasks do and where, for errors: `reading the log into /prepared`.
+
+        Raises:
+            RecsysError: The first that a task raised.
+        """
+        ...
+
+    def share(self, value: Value) -> Shared[Value]:
+        """Returns a handle on a value that tasks need, so that it travels once per node instead of once per task."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Held(Generic[Value]):
+    value: Value
+
+    def get(self) -> Value:
+        return self.value
+
+
+class SerialExecutor:
+    """Runs the tasks one after the other in this process."""
+
+    def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:  # noqa: ARG002
+        """Yields `task(number)` for every number below `num_tasks`, in order."""
+        for number in range(num_tasks):
+            yield task(number)
+
+    def share(self, value: Value) -> Shared[Value]:
+        """Returns a handle on the value itself."""
+        return _Held(value)

@@ -1,0 +1,197 @@
+"""The model contract: what evaluation, publishing, recommending, scoring and serving need of a model.
+
+Two kinds of model files fulfil it. A `GradientModel` is trained by Ray Train and exports a `Model`; a `Fit` function
+computes one in closed form. `registry` lists them by the name that a recipe gives.
+
+Shapes: U users and I items of the training data, B users of a call, C candidates of each, W width of dense factors.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.neighbours import Neighbours
+from ray_recsys.core.prepared import PreparedSet
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFactors:
+    """Factors of B users, one row each: `values` float32[B, W]."""
+
+    values: Float32s
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice) -> "DenseFactors":
+        return DenseFactors(self.values[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class SparseFactors:
+    """Factors of B users as weights of items, or of other users.
+
+    Row b has the entries `offsets[b]:offsets[b + 1]` of `idx` int32[n] and `weights` float32[n]; offsets int64[B + 1].
+    """
+
+    offsets: Int64s
+    idx: Int32s
+    weights: Float32s
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, rows: slice) -> "SparseFactors":
+        first, last, _ = rows.indices(len(self))
+        begin, end = self.offsets[first], self.offsets[max(first, last)]
+        offsets = self.offsets[first : max(first, last) + 1] - begin
+        return SparseFactors(offsets, self.idx[begin:end], self.weights[begin:end])
+
+
+UserFactors = DenseFactors | SparseFactors
+"""A model's knowledge of B users: small, picklable, and all that its scores need besides the items."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecallSpace:
+    """Vectors whose inner product orders a user's items (exactly or nearly) as the model's scores do.
+
+    Attributes:
+        item_vectors: float32[I, Q].
+        query_width: Q; the first Q columns of a user's dense factors are the query.
+    """
+
+    item_vectors: Float32s
+
+    @property
+    def query_width(self) -> int:
+        """Q."""
+        return int(self.item_vectors.shape[1])
+
+
+class Model(Protocol):
+    """A trained model on the CPU: read-only, and safe to call from several threads."""
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        ...
+
+    def users(self, user_idx: Int64s) -> UserFactors:
+        """Returns the factors of trained users.
+
+        Args:
+            user_idx: int64[B], each in 0..U-1.
+        """
+        ...
+
+    def fold_in(self, history: Int32s) -> UserFactors | None:
+        """Returns the factors of one user who was not trained; None: the model cannot fold in.
+
+        Args:
+            history: Items of the user, oldest first; at least one.
+        """
+        ...
+
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        """Returns the scores of each user's items; higher is better.
+
+        A score depends on its user and item alone, not on the rest of the call: a batch job and a request agree. The
+        array is the caller's to overwrite.
+
+        Args:
+            users: Factors of B users, of this model.
+            item_idx: [B, C]; None: the whole catalogue, C = I.
+
+        Returns:
+            float32[B, C].
+        """
+        ...
+
+    def recall_space(self) -> RecallSpace | None:
+        """Returns the vectors that recall searches; None: recall ranks the whole catalogue by `scores`."""
+        ...
+
+    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
+        """Returns the items most similar to each item; None: the model does not compare items.
+
+        Args:
+            num_neighbours: At most this many per item.
+            executor: Runs blocks of a large catalogue.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes the model's files into an existing directory; `registry.load_model` reads them back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """One optimizer step's share of a worker: B positives (0 is possible), C = 1 + N items of each."""
+
+    user_idx: Tensor
+    """int64[B]."""
+    item_idx: Tensor
+    """Integers [B, C]; column 0 is the positive. With ratings C = 1."""
+    weight: Tensor
+    """float32[B], of the positives."""
+    rating: Tensor | None
+    """float32[B] for the explicit objective, else None."""
+    global_batch_size: int
+    """Positives of this step over all workers."""
+
+
+class GradientModel(nn.Module, ABC):
+    """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
+
+    num_users: int
+    num_items: int
+
+    @abstractmethod
+    def forward(self, batch: TensorBatch) -> Tensor:
+        """Returns this worker's part of the step's loss, a scalar.
+
+        It includes regularisation and is divided by the global batch, so that gradients of workers add up.
+        """
+
+    @abstractmethod
+    def export(self) -> Model:
+        """Returns the model as it is now; later steps do not change it."""
+
+
+class Build(Protocol):
+    """Makes a gradient model with its initial weights: a function of the recipe's seed."""
+
+    def __call__(self, prepared: PreparedSet, recipe: Recipe) -> GradientModel:
+        """Returns the untrained model of a prepared set."""
+        ...
+
+
+class Fit(Protocol):
+    """Computes a model from a prepared set's training interactions, without epochs."""
+
+    def __call__(self, prepared: PreparedSet, recipe: Recipe, executor: Executor) -> Model:
+        """Returns the fitted model."""
+        ...
+
+
+class Load(Protocol):
+    """Reads a model back from what `Model.save` wrote."""
+
+    def __call__(self, header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Model:
+        """Returns the model from its header (`model.json`) and arrays (`model.safetensors`)."""
+        ...

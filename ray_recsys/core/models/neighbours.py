@@ -1,0 +1,91 @@
+"""Items most similar to each item: cosine of their embeddings, computed block by block.
+
+Shapes: I items, N neighbours of each, D embedding width. This module does not know where the embeddings come from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.errors import IntegrityError
+
+IDX = "neighbours.npy"
+SCORES = "neighbour_scores.npy"
+MAX_BLOCK_COSINES = 1 << 25  # float32: 128 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """`item_idx` int32[I, N] and their cosines `scores` float32[I, N], best first, ties by item_idx."""
+
+    item_idx: Int32s
+    scores: Float32s
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Maps both files into memory.
+
+        Raises:
+            IntegrityError: They do not belong together.
+        """
+        try:
+            item_idx = np.load(directory / IDX, mmap_mode="r", allow_pickle=False)
+            scores = np.load(directory / SCORES, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"{directory}: neighbours cannot be read ({error})") from error
+        if item_idx.ndim != 2 or item_idx.shape != scores.shape:
+            raise IntegrityError(f"{directory / IDX} does not belong to {SCORES}")
+        return cls(item_idx, scores)
+
+    def write(self, directory: Path) -> None:
+        """Writes both files."""
+        np.save(directory / IDX, self.item_idx, allow_pickle=False)
+        np.save(directory / SCORES, self.scores, allow_pickle=False)
+
+
+def unit_rows(embeddings: Float32s) -> Float32s:
+    """Returns the rows scaled to length 1, float32[I, D]; a zero row stays zero and is similar to nothing."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit: Float32s = (embeddings / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return unit
+
+
+def block_neighbours(unit: Float32s, start: int, stop: int, num_neighbours: int) -> Neighbours:
+    """Returns the neighbours of items start..stop - 1; an item is not its own neighbour.
+
+    Args:
+        unit: float32[I, D] with rows of length 1.
+        start: First item of the block.
+        stop: One past its last.
+        num_neighbours: At most this many; fewer in a smaller catalogue.
+    """
+    num_kept = min(num_neighbours, len(unit) - 1)
+    cosines = unit[start:stop] @ unit.T
+    cosines[np.arange(stop - start), np.arange(start, stop)] = -np.inf
+    best = np.sort(np.argpartition(-cosines, max(num_kept - 1, 0), axis=1)[:, :num_kept], axis=1)
+    scores = np.take_along_axis(cosines, best, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return Neighbours(
+        np.take_along_axis(best, order, axis=1).astype(np.int32),
+        np.take_along_axis(scores, order, axis=1).astype(np.float32),
+    )
+
+
+def join_blocks(blocks: list[Neighbours]) -> Neighbours:
+    """Returns the neighbours of consecutive blocks as one."""
+    return Neighbours(np.concatenate([b.item_idx for b in blocks]), np.concatenate([b.scores for b in blocks]))
+
+
+def block_bounds(num_items: int) -> list[tuple[int, int]]:
+    """Returns (start, stop) of the blocks that a catalogue is worked through in."""
+    size = max(1, MAX_BLOCK_COSINES // num_items)
+    return [(start, min(start + size, num_items)) for start in range(0, num_items, size)]
+
+
+def find_neighbours(embeddings: Float32s, num_neighbours: int) -> Neighbours:
+    """Returns the neighbours of every item from its embedding, float32[I, D], one block in memory at a time."""
+    unit = unit_rows(embeddings)
+    return join_blocks([block_neighbours(unit, *bounds, num_neighbours) for bounds in block_bounds(len(unit))])

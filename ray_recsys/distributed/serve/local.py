@@ -1,0 +1,115 @@
+"""The graph on the Ray that this process is connected to, for as long as a block runs."""
+
+import contextlib
+import io
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.serve.app import NAME, AppArgs, build_app
+from ray_recsys.errors import ClusterError, StageError
+from ray_recsys.progress import Reporter, silent
+
+START_TIMEOUT_S = 120.0
+POLL_S = 0.1
+_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see this machine's ports
+
+
+@contextmanager
+def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Iterator[str]:
+    """Serves a registry's live bundle; yields the address, e.g. `http://127.0.0.1:8000`.
+
+    The graph is up when the block begins and gone a few seconds after it ends.
+
+    Args:
+        registry: Where bundles live; a newly published one goes live by itself.
+        recipe: Its `serve` section.
+        report: Told of each step.
+
+    Raises:
+        RegistryError: No bundle is live.
+        ArtifactError: The live bundle is damaged.
+        ClusterError: The port is in use, or the cluster serves already or has too few CPUs.
+        StageError: The graph did not come up.
+    """
+    version = Registry(registry).open().version
+    settings = recipe.serve
+    _check_not_serving()
+    port = usable_port(settings.host, settings.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        ray_serve.start(
+            http_options={"host": settings.host, "port": port},
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+        app = build_app(AppArgs(registry=str(registry), serve=settings))
+        target = ray_serve.RunTarget(app, name=NAME, route_prefix="/")
+        ray_serve.run_many([target], wait_for_applications_running=False)
+        _wait_running()
+        address = f"http://{_reachable(settings.host)}:{port}"
+        _wait_answering(address)
+        report(f"{version} answers at {address}")
+        yield address
+    finally:
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of the controller's end as if of a failure
+            ray_serve.shutdown()
+
+
+def _check_not_serving() -> None:
+    """Raises ClusterError where Serve runs: it has a host and port already, and its end would not be ours to make."""
+    try:
+        ray.get_actor(_CONTROLLER, namespace="serve")
+    except ValueError:
+        return
+    applications = ", ".join(ray_serve.status().applications) or "no application yet"
+    raise ClusterError(
+        f"Serve runs on this Ray already ({applications}); deploy to it by `serve deploy serve_config.yaml`, or leave "
+        "--address out"
+    )
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  (compared, not bound)
+
+
+def _wait_running() -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        application = ray_serve.status().applications.get(NAME)
+        if application is not None and application.status == ApplicationStatus.RUNNING:
+            return
+        if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
+            reasons = [d.message for d in application.deployments.values() if d.message]
+            raise StageError(f"the graph cannot be deployed: {application.message or ''} {' '.join(reasons)}".strip())
+        if time.monotonic() > deadline_s:
+            waiting = {} if application is None else {n: d.status for n, d in application.deployments.items()}
+            raise StageError(
+                f"the graph was not up after {START_TIMEOUT_S:.0f} s ({waiting}); does the cluster have the CPUs that "
+                "serve.*_replicas x serve.cpus_per_replica ask for?"
+            )
+        time.sleep(POLL_S)
+
+
+def _wait_answering(address: str) -> None:
+    """Waits until the proxy in front of the graph knows its replicas."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with LOCAL_OPENER.open(f"{address}/healthz", timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise StageError(f"{address} did not answer within {START_TIMEOUT_S:.0f} s: {error}") from error
+        time.sleep(POLL_S)

@@ -1,0 +1,78 @@
+"""Sends queries that wait for the same stage as one call: a hop between processes costs more than a query.
+
+A query that finds the stage free goes at once, alone; those that come while calls are under way go together with the
+next call. Nothing waits for company. This module does not know what a stage is or where it runs.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.serving.problems import overloaded
+from ray_recsys.serving.stages import Answer, Stages
+
+
+@dataclass(slots=True)
+class _Waiting:
+    version: str
+    query: Query
+    answer: "asyncio.Future[Answer]"
+
+
+class Coalescer:
+    """Queries in, one at a time; answers out; calls of up to `max_batch` queries of one version in between.
+
+    Args:
+        stages: Where calls go.
+        max_calls: Calls under way at once.
+        max_waiting: Queries that may wait; more are refused.
+        max_batch: Queries of a call.
+    """
+
+    def __init__(self, stages: Stages, *, max_calls: int, max_waiting: int, max_batch: int = 16) -> None:
+        self._stages = stages
+        self._max_calls, self._max_batch, self._max_waiting = max_calls, max_batch, max_waiting
+        self._waiting: deque[_Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def answer(self, version: str, query: Query) -> Answer:
+        """Returns the answer to one query.
+
+        Raises:
+            Problem: Too many queries wait already, or the stage refused.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            raise overloaded()
+        waiting = _Waiting(version, query, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._send()
+        return await waiting.answer
+
+    def _send(self) -> None:
+        while self._waiting and len(self._calls) < self._max_calls:
+            task = asyncio.create_task(self._call(self._next_batch()))
+            self._calls.add(task)
+            task.add_done_callback(self._finish)
+
+    def _finish(self, task: "asyncio.Task[None]") -> None:
+        self._calls.discard(task)
+        self._send()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch = [self._waiting.popleft()]
+        while self._waiting and len(batch) < self._max_batch and self._waiting[0].version == batch[0].version:
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = await self._stages.answer(batch[0].version, [waiting.query for waiting in batch])
+        except Exception as error:  # noqa: BLE001  (handed to every request that waits for this call)
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():  # done: its client has gone
+                waiting.answer.set_result(answer)
