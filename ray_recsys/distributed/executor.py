@@ -1,7 +1,7 @@
 """Tasks on the cluster: one Ray Data task per number; results come back as they finish.
 
-Ray Data retries a task whose node was lost as often as needed, so a task must be a pure function of its number. An error
-of the package's own tree is not retried: it reaches the caller as it was raised, and an error of the machine (a full
+Ray Data retries a task whose node was lost as often as needed, so a task must be a pure function of its number. An
+error of the package's own tree is not retried: it reaches the caller as it was raised, and an error of the machine (a full
 disk, say) as a StageError.
 """
 
