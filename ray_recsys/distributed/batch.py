@@ -18,12 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.artifact import atomic_directory
-from ray_recsys.core.id_files import IdFile, check_ending
-from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.pair_scores import PairScorer
-from ray_recsys.core.table_file import ENDINGS, write_table_file
-from ray_recsys.core.vocabulary import normal_ids
+from ray_recsys.core.table_files import OUTPUT_ENDINGS, IdFile, check_ending, write_table_file
+from ray_recsys.core.vocabulary import are_integers, normal_ids
 from ray_recsys.distributed.batch_tasks import RecommendTask, open_version
 from ray_recsys.distributed.executor import run_tasks
 from ray_recsys.distributed.free_cpus import require_cpu
@@ -136,7 +134,7 @@ def score(bundle: Path, input: Path, output: Path, *, report: Reporter = silent)
         ClusterError: No CPU is free.
     """
     start_s = time.monotonic()
-    check_ending(output, ENDINGS)
+    check_ending(output, OUTPUT_ENDINGS)
     file = IdFile.open(input, ("user_id", "item_id"))
     if "score" in file.schema.names:
         raise DataError(f"{input} has a column score already; rename it, since the scores get this name")

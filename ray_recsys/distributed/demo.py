@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.datasets.movielens_demo import write_movielens
 from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
+from ray_recsys.distributed.executor import RayExecutor
 from ray_recsys.distributed.ports import usable_port
-from ray_recsys.distributed.prepare import prepare
 from ray_recsys.distributed.publishing import publish
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
@@ -76,7 +77,8 @@ def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = si
     _check_user(user_id, files.interactions)
     log, side_file = [str(files.interactions)], str(files.items)
     # anew, since another version's recipe may have made what is there
-    stages.go("prepare", lambda: prepare(log, data, recipe, items=side_file, overwrite=True, report=report))
+    executor = RayExecutor("prepare", recipe.cluster, report=report)
+    stages.go("prepare", lambda: prepare(log, data, recipe, executor, items=side_file, overwrite=True, report=report))
     stages.go("train", lambda: train(data, run, recipe, report=report))
     evaluation = stages.go("evaluate", lambda: evaluate(run, data, recipe, report=report))
     stages.go("publish", lambda: publish(run, data, registry, recipe, report=report))

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
+from ray_recsys.distributed.prepare import prepare
 
 from ray_recsys.config import PrepareRecipe, Recipe
 from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.distributed.cluster import connect
-from ray_recsys.distributed.prepare import prepare
 
 RECIPE = Recipe(prepare=PrepareRecipe(min_interactions_per_user=2, min_interactions_per_item=2, num_partitions=6))
 WAIT_S = 30.0

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray_recsys.distributed.prepare import prepare
 
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from ray_recsys.distributed.prepare import prepare
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.datasets.synthetic import SyntheticLog, write_block
-from ray_recsys.distributed.prepare import prepare
 from ray_recsys.errors import ArtifactError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -29,7 +29,7 @@ def test_a_killed_prepare_leaves_nothing_readable_and_a_rerun_succeeds(tmp_path:
     log, output = tmp_path / "log", tmp_path / "prepared"
     log.mkdir()
     for block in range(LOG.num_files):
-        write_block(LOG, block, log)
+        write_block(LOG, log, block)
     command = [sys.executable, "-m", "ray_recsys.cli", "prepare", "--input", str(log), "--output", str(output)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

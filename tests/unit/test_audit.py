@@ -6,27 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.inspecting.audit import (
+from ray_recsys.core.inspecting.audit import AuditedItems, PartitionAudit, audit_partition
+from ray_recsys.core.inspecting.audit_findings import (
     MAX_EXAMPLES,
     Finding,
-    add_counts,
     audit_items,
     audit_manifest,
     find,
     merge_findings,
 )
-from ray_recsys.core.inspecting.audit_histories import AuditedUsers, audit_negatives
-from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_partition
-from ray_recsys.core.inspecting.audit_users import audit_user_partitions, home_partitions, misplaced_users
+from ray_recsys.core.inspecting.audit_users import (
+    AuditedUsers,
+    audit_negatives,
+    audit_user_partitions,
+    home_partitions,
+    misplaced_users,
+)
 from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
-from ray_recsys.core.sampling.negatives import NegativeSampler
 from tests.factories import make_prepared_set
 
 PARTITION = 1
@@ -49,12 +50,12 @@ def rewrite(prepared: PreparedSet, change: Change, **manifest_changes: object) -
 
 
 def checked(prepared: PreparedSet) -> PartitionAudit:
-    return audit_partition(prepared, PARTITION, item_rank(prepared))
+    items = AuditedItems.of(prepared, prepared.read_items())
+    return audit_partition(prepared, PARTITION, items, draws_negatives=False)
 
 
 def item_rank(prepared: PreparedSet) -> Int64s:
-    ranks: Int64s = np.argsort(pc.sort_indices(prepared.read_items()["item_id"]).to_numpy())
-    return ranks
+    return AuditedItems.of(prepared, prepared.read_items()).rank
 
 
 def only_finding(prepared: PreparedSet) -> Finding:
@@ -63,22 +64,22 @@ def only_finding(prepared: PreparedSet) -> Finding:
     return findings[0]
 
 
-def put(part: Interactions, place: int, **values: int) -> Interactions:
-    """Returns the part with some columns changed at one place."""
+def put(part: Interactions, index: int, **values: int) -> Interactions:
+    """Returns the part with some columns of one interaction changed."""
     columns = {name: np.array(getattr(part, name)) for name in values}
     for name, value in values.items():
-        columns[name][place] = value
+        columns[name][index] = value
     return replace(part, **columns)
 
 
 def test_a_clean_set_has_no_finding(prepared: PreparedSet) -> None:
-    sampler = NegativeSampler.from_recipe(Recipe(), prepared.item_counts())
+    items = AuditedItems.of(prepared, prepared.read_items())
     recount = np.zeros(prepared.manifest.num_items, np.int64)
     for partition in range(len(prepared.manifest.partitions)):
-        audited = audit_partition(prepared, partition, item_rank(prepared), sampler)
+        audited = audit_partition(prepared, partition, items, draws_negatives=True)
         assert audited.findings == ()
         assert audited.num_negatives == prepared.manifest.partitions[partition].num_training * 4
-        add_counts(recount, audited.item_idx, audited.counts)
+        recount[audited.item_idx] += audited.counts
     assert (recount == prepared.item_counts()).all()
     assert audit_items(prepared.read_items(), recount) == []
     assert audit_manifest(prepared.manifest) == []

@@ -4,7 +4,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_recsys.core.integer_texts import are_integers, integers_of
+from ray_recsys.core.vocabulary import are_integers, integers_of
 
 NEAR_THE_LIMITS = st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**18, 10**18 - 1, 10**19, 0])
 TEXTS = st.one_of(

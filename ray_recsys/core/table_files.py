@@ -1,10 +1,10 @@
-"""Parquet and CSV files of ids that a command is given: users, pairs, candidate lists; read batch by batch.
+"""Parquet and CSV files that commands exchange with users: files of ids to read, tables of results to write.
 
-All columns of a CSV file are read as text, so that ids and columns that are only passed on come out as they went in; a
-vocabulary finds `7` and `"7"` alike. Knows nothing of what the ids mean.
+Both are processed batch by batch. All columns of a CSV file are read as text, so that ids and extra columns come out
+exactly as they went in; a vocabulary finds `7` and `"7"` alike.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,43 +13,50 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import DataError, EmptyDataError
 
+OUTPUT_ENDINGS = (".parquet", ".csv")
+_INPUT_ENDINGS = (*OUTPUT_ENDINGS, ".txt")
 _BATCH_ROWS = 65_536
-_ENDINGS = (".parquet", ".csv", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
 class IdFile:
-    """A file whose columns were looked at and whose rows were not."""
+    """A file whose columns have been checked and whose rows have not."""
 
     path: Path
     schema: pa.Schema
 
     @classmethod
     def open(cls, path: Path, required: Sequence[str]) -> Self:
-        """Returns a file that has the required columns; a .txt file has one column and may lack its header.
+        """Opens a file that must have the required columns; a .txt file has one column and may lack its header.
 
         Raises:
-            DataError: It is missing, not readable, of another ending, or lacks a column; names the columns found.
+            DataError: The file is missing or unreadable, has another ending, or lacks a column.
         """
-        check_ending(path, _ENDINGS)
+        check_ending(path, _INPUT_ENDINGS)
         if not path.is_file():
-            raise DataError(f"{path} does not exist or is no file; give a file with columns {', '.join(required)}")
+            raise DataError(
+                f"{path} does not exist or is not a file", remedy=f"give a file with columns {', '.join(required)}"
+            )
         try:
             schema = pq.read_schema(path) if path.suffix == ".parquet" else _text_schema(path, required)
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
         missing = [name for name in required if name not in schema.names]
         if missing:
-            raise DataError(f"{path} has no column {', '.join(missing)}; columns found: {', '.join(schema.names)}")
+            raise DataError(
+                f"{path} has no column {', '.join(missing)} (columns found: {', '.join(schema.names)})",
+                remedy=f"give a file with columns {', '.join(required)}",
+            )
         return cls(path, schema)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yields the rows in order, a bounded number at a time.
 
         Raises:
-            DataError: The file is damaged somewhere.
+            DataError: The file is damaged.
         """
         try:
             if self.path.suffix == ".parquet":
@@ -58,19 +65,19 @@ class IdFile:
             elif self.schema.names:
                 yield from self._text_batches()
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{self.path} cannot be read to its end: {error}") from error
+            raise DataError(f"cannot read all of {self.path}: {error}") from error
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Returns some columns of all rows.
 
         Raises:
-            EmptyDataError: There is no row.
-            DataError: A value is null; names the column and the row.
+            EmptyDataError: The file has no rows.
+            DataError: A value is null.
         """
         schema = pa.schema([self.schema.field(name) for name in columns])
         table = pa.Table.from_batches([batch.select(columns) for batch in self.batches()], schema)
         if not table.num_rows:
-            raise EmptyDataError(f"{self.path} has no rows; give at least one")
+            raise EmptyDataError(f"{self.path} has no rows", remedy="give at least one")
         for name in columns:
             check_no_nulls(table[name], f"{self.path}, column {name}")
         return table
@@ -92,21 +99,46 @@ def check_ending(path: Path, endings: Sequence[str]) -> None:
     """Checks a file's ending.
 
     Raises:
-        DataError: It is none of those given.
+        DataError: It is not one of `endings`.
     """
     if path.suffix not in endings:
-        raise DataError(f"{path} ends with {path.suffix or 'nothing'!r}; files here end with {', '.join(endings)}")
+        raise DataError(
+            f"{path} has {f'ending {path.suffix!r}' if path.suffix else 'no ending'}",
+            remedy=f"give a file that ends in {' or '.join(endings)}",
+        )
 
 
-def check_no_nulls(column: pa.ChunkedArray, place: str) -> None:
+def check_no_nulls(column: pa.ChunkedArray, source: str) -> None:
     """Checks that a column has a value in every row.
 
     Raises:
-        DataError: It has not; names the place and the first such row.
+        DataError: A value is null; the message names `source` and the first such row.
     """
     if column.null_count:
         row = column.is_null().index(True).as_py()
-        raise DataError(f"{place}: {column.null_count} nulls, the first in row {row + 1}; every row needs a value")
+        raise DataError(
+            f"{source}: {column.null_count} nulls, the first in row {row + 1}", remedy="give a value in every row"
+        )
+
+
+def write_table_file(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes batches to a Parquet or CSV file and returns the number of rows.
+
+    An existing file is replaced once all batches have been written, or not at all.
+
+    Args:
+        path: Ends with .parquet or .csv; its folder is created.
+        schema: Schema of every batch.
+        batches: Consumed one at a time.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_rows = 0
+    with atomic_file(path) as unfinished, _open_writer(unfinished, path.suffix, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
+    return num_rows
 
 
 def _first_line(path: Path) -> str:
@@ -121,3 +153,10 @@ def _text_schema(path: Path, required: Sequence[str]) -> pa.Schema:
         header = file.readline()
     names = pacsv.read_csv(pa.py_buffer(header)).column_names if header.strip() else []
     return pa.schema([(name, pa.string()) for name in names])
+
+
+def _open_writer(path: Path, ending: str, schema: pa.Schema) -> pq.ParquetWriter | pacsv.CSVWriter:
+    if ending == ".parquet":
+        return pq.ParquetWriter(path, schema, compression="zstd")
+    assert ending == ".csv", ending
+    return pacsv.CSVWriter(path, schema, write_options=pacsv.WriteOptions(quoting_style="needed"))

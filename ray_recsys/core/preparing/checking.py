@@ -1,34 +1,78 @@
 """Rows of a log checked and typed: each good row becomes an interaction, each bad one is counted under one reason.
 
-The first reason that holds is the row's: null_user, null_item, the recipe's drop rules in their order, bad_timestamp,
-bad_rating. Knows nothing of files, other rows or other blocks.
+The reason is the first that applies: null_user, null_item, the recipe's drop rules in order, bad_timestamp, bad_rating.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_recsys.config import DropRule, InputRecipe
-from ray_recsys.core.arrays import Bools, Float32s, Int32s, Int64s
-from ray_recsys.core.integer_texts import are_integers
-from ray_recsys.core.preparing.drops import MAX_EXAMPLES, DropLog, Example
+from ray_recsys.core.arrays import Bools, Float32s, Float64s, Int32s, Int64s
 from ray_recsys.core.preparing.timestamps import parse_times
+from ray_recsys.core.vocabulary import are_integers
 from ray_recsys.errors import DataError
 
 IdKind = Literal["integer", "text"]
+"""`text`, unless every id of the log is an integer (in a text file: in plain decimal form)."""
+MAX_EXAMPLES = 100
+Example = dict[str, Any]
+
+
+class DropLog:
+    """Dropped rows: counts by reason, and up to `MAX_EXAMPLES` examples of each."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, list[Example]] = {}
+
+    @classmethod
+    def merged(cls, logs: Iterable["DropLog"]) -> Self:
+        """Returns the sum of several logs, with the first examples in their order."""
+        total = cls()
+        for log in logs:
+            total.merge(log)
+        return total
+
+    def add(self, reason: str, count: int, examples: Iterable[Example] = ()) -> None:
+        """Counts `count` more rows under a reason."""
+        if count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            kept = self.examples.setdefault(reason, [])
+            kept.extend(example for example, _ in zip(examples, range(MAX_EXAMPLES - len(kept)), strict=False))
+
+    def merge(self, other: "DropLog") -> None:
+        """Adds another log's counts and examples."""
+        for reason, count in other.counts.items():
+            self.add(reason, count, other.examples[reason])
+
+    @property
+    def total(self) -> int:
+        """Number of dropped rows."""
+        return sum(self.counts.values())
+
+    def describe(self) -> str:
+        """Returns the counts as text, e.g. `12 rare_item, 3 rare_user`, in descending order."""
+        ordered = sorted(self.counts.items(), key=lambda entry: (-entry[1], entry[0]))
+        return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+
+    def write_examples(self, directory: Path) -> None:
+        """Writes `<reason>.jsonl` for every reason."""
+        directory.mkdir(exist_ok=True)
+        for reason, examples in self.examples.items():
+            lines = [json.dumps(example, ensure_ascii=False, default=str) + "\n" for example in examples]
+            (directory / f"{reason}.jsonl").write_text("".join(lines), encoding="utf8")
 
 
 @dataclass(frozen=True, slots=True)
 class IdColumn:
-    """Ids of rows: place in a dictionary of distinct ids, int32[n]; and what the ids are.
-
-    `text`, unless every id of the log is an integer (of a text file: in its plain decimal form).
-    """
+    """Ids of rows, as codes int32[n] into a dictionary of distinct ids."""
 
     codes: Int32s
     dictionary: pa.Array
@@ -37,7 +81,7 @@ class IdColumn:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
-    """The good rows of a block, and the log of the others."""
+    """The good rows of a block, and a log of the others."""
 
     users: IdColumn
     items: IdColumn
@@ -45,21 +89,24 @@ class CheckedRows:
     rating: Float32s | None
     drops: DropLog
 
+    def __len__(self) -> int:
+        return len(self.users.codes)
 
-def check_rows(table: pa.Table, recipe: InputRecipe, *, is_text_file: bool, place: str) -> CheckedRows:
+
+def check_rows(table: pa.Table, recipe: InputRecipe, *, is_text_file: bool, source: str) -> CheckedRows:
     """Returns the good rows of a block of a log.
 
     Args:
-        table: The columns that the recipe names, one chunk each.
+        table: The columns that the recipe names.
         recipe: Names of columns, time unit, drop rules.
-        is_text_file: Whether values are the text of a file without types: an id of digits is then an integer.
-        place: Names the block in errors and examples.
+        is_text_file: Whether the file is text without types, so that an id of digits is an integer.
+        source: Names the file in errors and examples.
 
     Raises:
-        DataError: A column of a type that cannot be what the recipe says.
+        DataError: A column's type does not fit its role in the recipe.
     """
-    users = _id_values(_column(table, recipe.user_column), f"{place}, column {recipe.user_column!r}")
-    items = _id_values(_column(table, recipe.item_column), f"{place}, column {recipe.item_column!r}")
+    users = _id_values(_column(table, recipe.user_column), f"{source}, column {recipe.user_column!r}")
+    items = _id_values(_column(table, recipe.item_column), f"{source}, column {recipe.item_column!r}")
     reasons = _Reasons(table.num_rows)
     reasons.mark("null_user", _nulls(users))
     reasons.mark("null_item", _nulls(items))
@@ -68,13 +115,13 @@ def check_rows(table: pa.Table, recipe: InputRecipe, *, is_text_file: bool, plac
     time_us, rating = None, None
     if recipe.timestamp_column is not None:
         name = recipe.timestamp_column
-        time_us, is_time = parse_times(_column(table, name), recipe.timestamp_unit, f"{place}, column {name!r}")
+        time_us, is_time = parse_times(_column(table, name), recipe.timestamp_unit, f"{source}, column {name!r}")
         reasons.mark("bad_timestamp", ~is_time)
     if recipe.rating_column is not None:
         name = recipe.rating_column
-        rating = _numbers(_column(table, name), f"{place}, column {name!r}").astype(np.float32)
+        rating = _numbers(_column(table, name), f"{source}, column {name!r}").astype(np.float32)
         reasons.mark("bad_rating", ~np.isfinite(rating))
-    drops = reasons.drop_log(table, place)
+    drops = reasons.drop_log(table, source)
     if drops.total:
         kept = reasons.is_good()
         users, items = users.filter(pa.array(kept)), items.filter(pa.array(kept))
@@ -84,31 +131,31 @@ def check_rows(table: pa.Table, recipe: InputRecipe, *, is_text_file: bool, plac
 
 
 class _Reasons:
-    """The first reason that holds for each row."""
+    """The first reason that applies to each row."""
 
     def __init__(self, num_rows: int) -> None:
         self._codes = np.zeros(num_rows, np.int16)
         self._names = [""]
 
-    def mark(self, reason: str, holds: Bools) -> None:
-        if holds.any():
+    def mark(self, reason: str, applies: Bools) -> None:
+        if applies.any():
             self._names.append(reason)
-            self._codes[holds & (self._codes == 0)] = len(self._names) - 1
+            self._codes[applies & (self._codes == 0)] = len(self._names) - 1
 
     def is_good(self) -> Bools:
         return np.asarray(self._codes == 0)
 
-    def drop_log(self, table: pa.Table, place: str) -> DropLog:
+    def drop_log(self, table: pa.Table, source: str) -> DropLog:
         drops = DropLog()
         for code, name in enumerate(self._names[1:], start=1):
             rows = np.flatnonzero(self._codes == code)
-            drops.add(name, len(rows), _examples(table, rows[:MAX_EXAMPLES], place))
+            drops.add(name, len(rows), _examples(table, rows[:MAX_EXAMPLES], source))
         return drops
 
 
-def _examples(table: pa.Table, rows: Int64s, place: str) -> list[Example]:
+def _examples(table: pa.Table, rows: Int64s, source: str) -> list[Example]:
     records = table.take(pa.array(rows)).to_pylist() if len(rows) else []
-    return [{**{k: _plain(v) for k, v in record.items()}, "place": place} for record in records]
+    return [{**{k: _plain(v) for k, v in record.items()}, "place": source} for record in records]
 
 
 def _plain(value: Any) -> Any:
@@ -122,7 +169,7 @@ def _column(table: pa.Table, name: str) -> pa.Array:
     return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
 
 
-def _id_values(column: pa.Array, place: str) -> pa.Array:
+def _id_values(column: pa.Array, source: str) -> pa.Array:
     """Returns ids as int64, string or a dictionary of strings; NaN becomes null."""
     dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
@@ -134,8 +181,10 @@ def _id_values(column: pa.Array, place: str) -> pa.Array:
         try:
             return column.cast(pa.int64())
         except pa.ArrowInvalid:
-            raise DataError(f"{place}: ids of type {dtype} are not all 64-bit integers; write them as text") from None
-    raise DataError(f"{place}: ids must be integers or text, not {dtype}")
+            raise DataError(
+                f"{source}: ids of type {dtype} are not all 64-bit integers", remedy="write them as text"
+            ) from None
+    raise DataError(f"{source}: ids cannot be of type {dtype}", remedy="give integers or text")
 
 
 def _nulls(column: pa.Array) -> Bools:
@@ -151,21 +200,18 @@ def _encode(column: pa.Array, is_text_file: bool) -> IdColumn:
     is_used = np.zeros(len(dictionary), np.bool_)
     is_used[codes] = True
     if not is_used.all():
-        places = np.cumsum(is_used, dtype=np.int32) - 1
-        codes, dictionary = places[codes], dictionary.filter(pa.array(is_used))
+        new_codes = np.cumsum(is_used, dtype=np.int32) - 1
+        codes, dictionary = new_codes[codes], dictionary.filter(pa.array(is_used))
     return IdColumn(codes, dictionary, _kind_of(dictionary, is_text_file))
 
 
 def _kind_of(ids: pa.Array, is_text_file: bool) -> IdKind:
-    if pa.types.is_integer(ids.type):
-        return "integer"
-    if is_text_file and are_integers(ids):
-        return "integer"
-    return "text"
+    is_integer = pa.types.is_integer(ids.type) or (is_text_file and are_integers(ids))
+    return "integer" if is_integer else "text"
 
 
 def merge_kinds(kinds: Sequence[IdKind]) -> IdKind:
-    """Returns what the ids of a whole log are, given its blocks': one text id makes all of them text."""
+    """Returns the kind of a log's ids, given those of its blocks: one text id makes all of them text."""
     return "integer" if all(kind == "integer" for kind in kinds) else "text"
 
 
@@ -175,7 +221,7 @@ def cast_ids(ids: pa.Array, kind: IdKind) -> pa.Array:
 
 
 def _meets(column: pa.Array, rule: DropRule) -> Bools:
-    """Whether each value meets every condition of a rule."""
+    """Returns whether each value meets every condition of a rule."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.dictionary_encode()
     if pa.types.is_dictionary(column.type):
@@ -201,10 +247,10 @@ def _meets_values(column: pa.Array, rule: DropRule) -> Bools:
     return holds
 
 
-def _numbers(column: pa.Array, place: str) -> npt.NDArray[np.float64]:
-    """Returns the numeric value of each row, NaN where there is none."""
+def _numbers(column: pa.Array, source: str) -> Float64s:
+    """Returns each row's numeric value, NaN where there is none."""
     if pa.types.is_dictionary(column.type):
-        distinct = np.append(_numbers(column.dictionary, place), np.nan)
+        distinct = np.append(_numbers(column.dictionary, source), np.nan)
         codes = column.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)
         return np.asarray(distinct[codes], np.float64)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -218,5 +264,5 @@ def _numbers(column: pa.Array, place: str) -> npt.NDArray[np.float64]:
         if pa.types.is_null(column.type) or pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
         else:
-            raise DataError(f"{place}: type {column.type} is no number")
+            raise DataError(f"{source}: type {column.type} is not numeric", remedy="give numbers")
     return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False))
