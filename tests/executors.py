@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class ReversedExecutor(SerialExecutor):
-    """Runs tasks in an order that no cluster would choose; tasks and results travel as they would to another process."""
+    """Runs the tasks in an order that no cluster would choose, and pickles them and their results."""
 
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:  # noqa: ARG002
         """Yields the results of the tasks, the last first."""

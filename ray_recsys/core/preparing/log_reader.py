@@ -1,4 +1,4 @@
-"""An interaction log cut into chunks, and a chunk read as blocks of rows, with only the columns that the recipe needs."""
+"""An interaction log cut into chunks, and a chunk read as blocks of rows with the columns that the recipe needs."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

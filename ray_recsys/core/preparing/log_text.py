@@ -1,9 +1,9 @@
 """Blocks of text lines as tables of strings: CSV, TSV, MovieLens `::` and JSON lines; no malformed line is lost.
 
 A record is a line, so that reading can start at any byte: a quoted field that contains a line break becomes two
-malformed rows (convert such a log to Parquet first). The fast path is pyarrow's; a block that it cannot account for line
-by line is parsed again with the standard library, which identifies the malformed lines. Values stay text; `checking`
-gives them types.
+malformed rows (convert such a log to Parquet first). The fast path is pyarrow's; a block that it cannot account for
+line by line is parsed again with the standard library, which identifies the malformed lines. Values stay text;
+`checking` gives them types.
 """
 
 import csv
@@ -221,7 +221,7 @@ def _parse_json_slowly(text: str, columns: Sequence[str]) -> TextBlock:
 
 
 def _json_column(values: list[Any]) -> pa.Array:
-    """Returns numbers in the type that pyarrow's reader gives them; text if some are not numbers or would lose digits."""
+    """Returns numbers as pyarrow's reader types them, and text if a value is not a number or would lose digits."""
     kinds = {type(value) for value in values if value is not None}
     if kinds and kinds <= {int, float}:
         try:

@@ -1,8 +1,8 @@
 """A raw interaction log → a prepared set, in passes of independent tasks over staging files.
 
 Pass 1 reads chunks of the log (`staging`), pass 2 works on partitions of users (`partitions`), the last writes them
-(`result`). Rows go through files beside the output, never through the driver, which holds the items of the log and a few
-numbers per task. The result depends on the rows alone, not on their order, files or blocks, nor on who runs the tasks.
+(`result`). Rows go through files beside the output, never through the driver, which holds the items of the log and a
+few numbers per task. The result depends on the rows alone, not on their order, files or blocks, nor on who runs the tasks.
 """
 
 import hashlib

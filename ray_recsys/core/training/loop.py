@@ -1,7 +1,4 @@
-"""The loop over epochs that every trainer runs: one process alone, or each worker of a torch process group.
-
-This module does not know who started the processes, nor what happens to an epoch's record.
-"""
+"""The loop over epochs of one process alone, or of each worker of a torch process group."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,44 +10,51 @@ from torch import Tensor
 
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.training.learner import EpochRecord, Learner, TrainingBatch
+from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import RecsysError
 
-_PURPOSE = 6  # keeps dropout apart from other random numbers under the same seed
+_DROPOUT = 6  # separates these random numbers from others under the same seed
 
 
 class EpochFeed(Protocol):
-    """Where a worker's batches come from; see `core.sampling.epoch_stream`."""
+    """A worker's batches."""
 
-    def batches(self, epoch: int) -> Iterator[TrainingBatch]:
-        """Yields the batches of an epoch, counted from 1: as many on every worker, empty ones included."""
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch, counted from 1: the same number on every worker, empty ones included."""
         ...
 
 
 def train_epochs(
-    learner: Learner, feed: EpochFeed, validation: Validation, on_epoch: Callable[[EpochRecord], None]
+    trainer: Trainer, feed: EpochFeed, validation: Validation, seed: int, on_epoch: Callable[[EpochRecord, bool], None]
 ) -> None:
-    """Trains until the learner is done; calls `on_epoch` on every worker after each epoch.
+    """Trains until the trainer is done.
+
+    Args:
+        trainer: This worker's.
+        feed: This worker's.
+        validation: This worker's share of the validation users.
+        seed: Of dropout.
+        on_epoch: Called on every worker after each epoch with its record and whether it is the best so far.
 
     Raises:
-        StageError: The loss or a validation score is not finite; on all workers alike.
+        StageError: The loss or a validation score is not finite; raised on all workers.
     """
-    recipe = learner.recipe
+    recipe = trainer.recipe
     rank = dist.get_rank() if _is_group() else 0
-    while not learner.is_done:
-        epoch = learner.progress.num_epochs + 1
-        if getattr(recipe.model, "dropout", 0.0):
-            # Dropout knows the global generator alone; seeded here, an epoch is the same after a restart.
-            torch.manual_seed(derive_key(recipe.seed, _PURPOSE, epoch, rank))
+    while not trainer.is_done:
+        epoch = trainer.progress.num_epochs + 1
+        # Dropout draws from torch's global generator; seeded here, an epoch is the same after a restart.
+        torch.manual_seed(derive_key(seed, _DROPOUT, epoch, rank))
         start_s = time.perf_counter()
-        my_loss, my_pairs, num_positives = learner.run_epoch(feed.batches(epoch))
-        loss_sum, num_pairs = _sum_over_workers(learner.device, my_loss, my_pairs)
+        my_loss, my_pairs, num_positives = trainer.run_epoch(feed.batches(epoch))
+        loss_sum, num_pairs = _sum_over_workers(trainer.device, my_loss, my_pairs)
         loss = loss_sum / max(1, num_positives)
-        learner.check_loss(epoch, loss)
+        trainer.check_loss(epoch, loss)
         train_s = time.perf_counter() - start_s
-        is_due = epoch % recipe.train.validate_every_epochs == 0 or epoch == recipe.train.epochs
-        sums = _measure(learner, validation) if is_due else MetricSums()
+        is_due = epoch % recipe.validate_every_epochs == 0 or epoch == recipe.epochs
+        sums = _measure(trainer, validation) if is_due else MetricSums()
         record = EpochRecord(
             epoch=epoch,
             loss=loss,
@@ -59,8 +63,7 @@ def train_epochs(
             train_s=train_s,
             validate_s=time.perf_counter() - start_s - train_s,
         )
-        learner.finish_epoch(record)
-        on_epoch(record)
+        on_epoch(record, trainer.finish_epoch(record))
 
 
 class GradientBucket(Protocol):
@@ -79,11 +82,11 @@ def sum_gradients(bucket: GradientBucket) -> torch.futures.Future[Tensor]:
     return summed
 
 
-def _measure(learner: Learner, validation: Validation) -> MetricSums:
+def _measure(trainer: Trainer, validation: Validation) -> MetricSums:
     """Returns the sums over all workers' users; an error of one is raised on all, which would wait for it otherwise."""
     mine: MetricSums | RecsysError
     try:
-        mine = validation.measure(learner.model)
+        mine = validation.measure(trainer.model.export())
     except RecsysError as error:
         mine = error
     parts = [mine]
