@@ -2,9 +2,9 @@
 
 Checks rows, deduplicates (keeping the last of a pair), drops rare items, then rare users, splits leave-one-out, builds
 the item vocabulary by descending count, encodes, groups into one history per user, writes with the same compression.
-Omits counts and examples of drops by reason, checksums, the atomic write and every other recipe; assumes that a
-row's codes fit 64 bits. Ids are encoded once and rows are sorted as one packed integer, as in prepare: group_by and sort
-by columns took 15.2 s for 20 M rows where this took 12.3 s, and Categorical or Enum instead of joins were no faster.
+Omits counts and examples of drops by reason, checksums, the atomic write and every other recipe; assumes that a row's
+codes fit 64 bits. Ids are encoded once and rows are sorted as one packed integer, as in prepare: group_by and sort by
+columns took 15.2 s for 20 M rows where this took 12.3 s, and Categorical or Enum instead of joins were no faster.
 """
 
 from pathlib import Path

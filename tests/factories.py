@@ -1,14 +1,16 @@
 """Small prepared sets, made without Ray."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.prepared_sets import write_set
 from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
 
 
 def make_prepared_set(
@@ -41,6 +43,28 @@ def make_prepared_set(
         user_ids=lambda user_idx: pa.array([f"user-{u:05d}" for u in user_idx], pa.string()),
         split={"method": "leave_one_out"},
     )
+
+
+def rewrite_partitions(
+    prepared: PreparedSet, change: Callable[[Histories], Histories], *partitions: int, **manifest_changes: object
+) -> PreparedSet:
+    """Returns the set with some (or all) partitions' histories changed and the manifest signed again."""
+    infos = list(prepared.manifest.partitions)
+    for partition in partitions or range(len(infos)):
+        ids = prepared.read_user_ids(partition).combine_chunks()
+        infos[partition], _ = write_partition(prepared.path, partition, change(prepared.read_partition(partition)), ids)
+    changes = {"partitions": tuple(infos), **manifest_changes}
+    write_prepared_manifest(prepared.path, prepared.manifest.model_copy(update=changes), {})
+    return PreparedSet.open(prepared.path)
+
+
+def replace_user_ids(prepared: PreparedSet, partition: int, ids: list[str | None]) -> PreparedSet:
+    """Returns the set with other ids of a partition's users and the manifest signed again."""
+    path = prepared.partition_path(partition)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "user_id", pa.array(ids, pa.string())), path)
+    write_prepared_manifest(prepared.path, prepared.manifest, {})
+    return PreparedSet.open(prepared.path)
 
 
 def change_a_byte(path: Path) -> None:

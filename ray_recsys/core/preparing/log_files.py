@@ -1,4 +1,4 @@
-"""The files of an interaction log: listed, opened, read as complete lines; local paths, and URIs of pyarrow or fsspec."""
+"""The files of an interaction log: listed, opened, read as complete lines; local, or URIs of pyarrow or fsspec."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

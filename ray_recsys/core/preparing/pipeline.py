@@ -2,7 +2,7 @@
 
 Pass 1 reads chunks of the log (`staging`), pass 2 works on partitions of users (`partitions`), the last writes them
 (`result`). Rows go through files beside the output, never through the driver, which holds the items of the log and a
-few numbers per task. The result depends on the rows alone, not on their order, files or blocks, nor on who runs the tasks.
+few numbers per task. The result depends on the rows alone, not on their order, files or blocks, nor on the executor.
 """
 
 import hashlib
