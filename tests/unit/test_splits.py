@@ -72,9 +72,7 @@ def test_the_periods_hold_at_most_the_fractions(times: list[int], validation: fl
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(TIMES, st.data())
-def test_cuts_of_staged_blocks_are_those_of_the_log(
-    tmp_path: Path, times: list[int], data: st.DataObject
-) -> None:
+def test_cuts_of_staged_blocks_are_those_of_the_log(tmp_path: Path, times: list[int], data: st.DataObject) -> None:
     unit_us = data.draw(st.sampled_from([1, 1_000]))
     parts = np.array_split(np.array(times, np.int64) * unit_us, data.draw(st.integers(1, 3)))
     blocks = []

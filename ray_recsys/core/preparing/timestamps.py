@@ -54,7 +54,7 @@ def parse_times(column: pa.Array, unit: str, source: str) -> tuple[Int64s, Bools
 def _from_integers(column: pa.Array, unit: str) -> tuple[Int64s, Bools]:
     is_time = _valid(column)
     if pa.types.is_uint64(column.type):
-        is_time &= pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64())).fill_null(value=False).to_numpy(False)
+        is_time &= pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False).to_numpy(False)
         column = column.cast(pa.int64(), safe=False)
     values: Int64s = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     if unit == "auto":
