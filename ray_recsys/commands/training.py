@@ -9,7 +9,7 @@ from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_opt
 from ray_recsys.commands.output import Table, facts
 
 if TYPE_CHECKING:
-    from ray_recsys.core.workflows.evaluate import EvaluationResult
+    from ray_recsys.core.workflows.evaluate import EvaluationResult, ModelMetrics
 
 
 @click.command()
@@ -91,19 +91,16 @@ def evaluation_tables(result: "EvaluationResult") -> list[Table]:
     """Returns an evaluation for people: its facts, and a row per metric with a column per model."""
     models = result.models
     labels = list(dict.fromkeys(label for model in models.values() for label in model.metrics))
-    rows = [
-        (
-            label,
-            *(
-                f"{m.metrics[label]:.4f} ±{m.standard_errors[label]:.4f}" if label in m.metrics else ""
-                for m in models.values()
-            ),
-        )
-        for label in labels
-    ]
+    rows = [(label, *(_cell(model, label) for model in models.values())) for label in labels]
     title = f"{result.protocol} ranking of {result.split}, ± standard error over users"
     unknown = [] if result.unknown is None else [facts("not in the model's data", **result.unknown.model_dump())]
     return [facts(**_scalars(result.model_dump(mode="json"))), *unknown, Table(("metric", *models), rows, title)]
+
+
+def _cell(model: "ModelMetrics", label: str) -> str:
+    if label not in model.metrics:
+        return ""
+    return f"{model.metrics[label]:.4f} ±{model.standard_errors[label]:.4f}"
 
 
 def _scalars(values: dict[str, object]) -> dict[str, object]:

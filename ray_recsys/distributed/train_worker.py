@@ -12,21 +12,18 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.training.loop import sum_gradients, train_epochs
+from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
-
-_ONE_BUCKET_MB = 1 << 20
 
 
 class WorkerArgs(BaseModel):
@@ -56,7 +53,7 @@ def train_worker(config: dict[str, object]) -> Any:
         spec.build(prepared, args.recipe),
         args.recipe.train,
         device=ray.train.torch.get_device(),
-        wrap=_data_parallel,
+        wrap=data_parallel,
     )
     feed = worker_feed(prepared, args.recipe, rank=rank, world_size=world_size)
     validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
@@ -82,15 +79,6 @@ def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
     share = len(os.sched_getaffinity(0)) // workers_on_node
     torch.set_num_threads(cluster.threads_per_worker or max(1, share))
     torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
-
-
-def _data_parallel(module: nn.Module) -> nn.Module:
-    # One bucket: on CPU nothing overlaps with the backward pass, and each further one costs a round trip.
-    options = {"gradient_as_bucket_view": True, "bucket_cap_mb": _ONE_BUCKET_MB}
-    wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
-    if isinstance(wrapped, DistributedDataParallel):
-        wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
-    return wrapped
 
 
 def _report(trainer: Trainer, record: EpochRecord, rank: int, run: Path, best: Path) -> None:

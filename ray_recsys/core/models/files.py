@@ -25,7 +25,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def save_model_files(directory: Path, header: Header, arrays: Arrays) -> None:
     """Writes both files into an existing directory; the header is JSON-ready and has a `name`."""
     assert "name" in header
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, directory / ARRAYS)
+    save_file({name: np.asarray(values, order="C") for name, values in arrays.items()}, directory / ARRAYS)
     (directory / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf8")
 
 

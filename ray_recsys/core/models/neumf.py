@@ -26,6 +26,7 @@ from torch.nn import functional
 from ray_recsys.config import NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
 from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import TrainedNeuMF
 from ray_recsys.core.prepared import PreparedSet
 
@@ -90,14 +91,14 @@ class NeuMF(GradientModel):
     def forward(self, batch: TensorBatch) -> Tensor:
         """Returns this worker's part of the step's loss; see the module's docstring."""
         user_idx, item_idx = batch.user_idx, batch.item_idx
-        loss = _squared_error if self._train.objective == "explicit" else _binary_cross_entropy
+        loss = pair_loss(self._train)
         gmf_BC = self.gmf_logits(user_idx, item_idx)
         logits_BC = gmf_BC + self.mlp_logits(user_idx, item_idx)
         total = loss(logits_BC, batch)
         if self.recipe.gmf_loss_weight:
             total = total + self.recipe.gmf_loss_weight * loss(gmf_BC, batch)
         if self._train.l2:
-            total = total + self._train.l2 / 2 * self._square_norms(user_idx, item_idx)
+            total = total + self._train.l2 / 2 * self._square_norms(batch)
         return total / (batch.global_batch_size * item_idx.shape[1])
 
     def export(self) -> TrainedNeuMF:
@@ -154,30 +155,10 @@ class NeuMF(GradientModel):
                 hidden = functional.dropout(hidden, self.recipe.dropout, self.training)
         return torch.matmul(hidden, self.mlp_output)
 
-    def _square_norms(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+    def _square_norms(self, batch: TensorBatch) -> Tensor:
         """Returns the sum over pairs of the squared norms of their four embedding rows."""
-        users = _square_norm(self.user_gmf, user_idx) + _square_norm(self.user_mlp, user_idx)
-        if item_idx.numel() < self.num_items:
-            items = _square_norm(self.item_gmf, item_idx) + _square_norm(self.item_mlp, item_idx)
-        else:
-            counts = torch.bincount(item_idx.reshape(-1), minlength=self.num_items).to(self.item_gmf.dtype)
-            items = counts @ (self.item_gmf.square().sum(dim=1) + self.item_mlp.square().sum(dim=1))
-        return users * item_idx.shape[1] + items
-
-
-def _binary_cross_entropy(logits_BC: Tensor, batch: TensorBatch) -> Tensor:
-    positives = functional.softplus(-logits_BC[:, 0])
-    return (positives * batch.weight).sum() + functional.softplus(logits_BC[:, 1:]).sum()
-
-
-def _squared_error(logits_BC: Tensor, batch: TensorBatch) -> Tensor:
-    assert batch.rating is not None
-    assert logits_BC.shape[1] == 1
-    return ((logits_BC[:, 0] - batch.rating).square() * batch.weight).sum()
-
-
-def _square_norm(table: Tensor, rows: Tensor) -> Tensor:
-    return functional.embedding(rows, table).square().sum()
+        users = user_square_norms(self.user_gmf, batch) + user_square_norms(self.user_mlp, batch)
+        return users + item_square_norms(self.item_gmf, batch) + item_square_norms(self.item_mlp, batch)
 
 
 def build(prepared: PreparedSet, recipe: Recipe) -> NeuMF:

@@ -4,15 +4,9 @@ A user's factors are one row: GMF embedding with the output weights folded in, 1
 layer, and the user's bias. An item's are one row as well: GMF embedding, bias, item half of the first layer, so that a
 candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
 
-Fold-in minimises, over the user's parameters alone (GMF and MLP embedding, bias), the loss of training, binary
-cross-entropy with the history as positives and other items as negatives, plus a Gaussian prior around the mean user.
-Steps are Newton's with the curvature of the logistic loss replaced by its upper bound 1/4: a new user is far from the
-mean, where Newton's own curvature overshoots; the bound does not, and a few steps of it also stop early, as training
-does. Same history, same factors.
+Fold-in fits a new user's GMF and MLP embedding and bias (see `fold_in`).
 
 Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
-
-Source: Böhning, Lindsay: Monotonicity of quadratic-approximation algorithms, Ann. Inst. Stat. Math. 1988, section 4.
 """
 
 from functools import cached_property
@@ -27,6 +21,7 @@ from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import DenseFactors, RecallSpace, UserFactors
 from ray_recsys.core.models.files import save_model_files
+from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
 from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
 
 if TYPE_CHECKING:
@@ -35,13 +30,6 @@ if TYPE_CHECKING:
 # Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
 _BLOCK_VALUES = 512 * 1024
 _SHORT_LIST = 4  # candidates up to which users are scored together
-
-NUM_STEPS = 3
-PRIOR_PRECISION = 1.0  # weight of the prior beside the loss summed over positives; chosen on ML-100K's validation
-NEGATIVES_PER_POSITIVE = 4.0  # total weight of negatives, as in training
-MAX_NEGATIVES = 1500
-MAX_HISTORY = 500  # the latest count; the time of a fold-in is bounded
-_MAX_CURVATURE = 0.25  # of log(1 + e^x)
 
 
 class TrainedNeuMF:
@@ -152,35 +140,17 @@ class _FoldIn:
         self._user_half = network.user_half.weight.detach().numpy()
         self._user_half_bias = network.user_half.bias.detach().numpy()
         self._width = network.recipe.embedding_dim
-        self._drawn = np.random.default_rng(0).permutation(network.num_items)  # fixed: the same for every user
+        self._drawer = ExampleDrawer(network.num_items)
 
     def factors(self, history: Int32s) -> Float32s:
         """Returns the factors of a user with these items, oldest first, float32[1, D + H1 + 2]."""
-        items, labels, weights = self._examples(np.unique(history[-MAX_HISTORY:]))
-        user = self._mean.copy()
+        examples = self._drawer.examples(history)
         with torch.no_grad():
-            item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(items)])
-        for _ in range(NUM_STEPS):
-            logits, jacobian = self._linearise(user, items, item_hidden)
-            residual = weights * (1 / (1 + np.exp(-logits)) - labels)
-            gradient = jacobian.T @ residual + PRIOR_PRECISION * (user - self._mean)
-            curvature = (jacobian * (_MAX_CURVATURE * weights)[:, None]).T @ jacobian
-            curvature[np.diag_indices_from(curvature)] += PRIOR_PRECISION
-            user = user - np.linalg.solve(curvature, gradient)
+            item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
+        user = fit_user(self._mean, examples, lambda user: self._linearise(user, examples.items, item_hidden))
         gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
         parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
         return np.concatenate(parts).astype(np.float32)[np.newaxis]
-
-    def _examples(self, positives: Int32s) -> tuple[Int64s, Float32s, Float32s]:
-        """Returns items int64[C], labels [C] and weights [C]; negatives together weigh 4 times the positives."""
-        drawn = self._drawn[: MAX_NEGATIVES + len(positives)]
-        negatives = drawn[~np.isin(drawn, positives)][:MAX_NEGATIVES]
-        items = np.concatenate([positives, negatives]).astype(np.int64)
-        labels = np.zeros(len(items), np.float32)
-        labels[: len(positives)] = 1
-        weights = np.ones(len(items), np.float32)
-        weights[len(positives) :] = NEGATIVES_PER_POSITIVE * len(positives) / max(len(negatives), 1)
-        return items, labels, weights
 
     def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
         """Returns the logits [C] of a user with items and their derivatives [C, P] by the user's parameters."""

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.data_parallel import is_group
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import RecsysError
@@ -42,7 +42,7 @@ def train_epochs(
         StageError: The loss or a validation score is not finite; raised on all workers.
     """
     recipe = trainer.recipe
-    rank = dist.get_rank() if _is_group() else 0
+    rank = dist.get_rank() if is_group() else 0
     while not trainer.is_done:
         epoch = trainer.progress.num_epochs + 1
         # Dropout draws from torch's global generator; seeded here, an epoch is the same after a restart.
@@ -66,22 +66,6 @@ def train_epochs(
         on_epoch(record, trainer.finish_epoch(record))
 
 
-class GradientBucket(Protocol):
-    """What DDP gives to a communication hook."""
-
-    def buffer(self) -> Tensor:
-        """Returns the gradients as one flat tensor."""
-        ...
-
-
-def sum_gradients(bucket: GradientBucket) -> torch.futures.Future[Tensor]:
-    """Adds a bucket's gradients over workers; DDP would average, but losses are divided by the global batch already."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
-    return summed
-
-
 def _measure(trainer: Trainer, validation: Validation) -> MetricSums:
     """Returns the sums over all workers' users; an error of one is raised on all, which would wait for it otherwise."""
     mine: MetricSums | RecsysError
@@ -90,7 +74,7 @@ def _measure(trainer: Trainer, validation: Validation) -> MetricSums:
     except RecsysError as error:
         mine = error
     parts = [mine]
-    if _is_group():
+    if is_group():
         parts *= dist.get_world_size()
         dist.all_gather_object(parts, mine)
     for part in parts:
@@ -100,13 +84,9 @@ def _measure(trainer: Trainer, validation: Validation) -> MetricSums:
 
 
 def _sum_over_workers(device: torch.device, *values: float) -> list[float]:
-    if not _is_group():
+    if not is_group():
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     result: list[float] = sums.tolist()
     return result
-
-
-def _is_group() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
