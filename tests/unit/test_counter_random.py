@@ -59,7 +59,7 @@ def test_a_key_depends_on_every_part_and_their_order(parts: list[int]) -> None:
 
 
 def test_streams_of_neighbours_do_not_overlap() -> None:
-    keys = derive_keys(np.uint64(7), np.arange(100))
+    keys = derive_keys(7, np.arange(100))
     streams = random_bits(keys[:, None], np.arange(100)[None, :])
     assert len(np.unique(streams)) == streams.size
 

@@ -3,7 +3,6 @@
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -59,7 +58,7 @@ def test_integers_in_a_unit(unit: str, values: list[int | None]) -> None:
     assert parse(pa.array([None if v is None else str(v) for v in values], pa.string()), unit) == numbers
 
 
-@given(st.lists(st.integers(-(10**12), 7 * 10**13), max_size=10))
+@given(st.lists(st.integers(-(6 * 10**10), 7 * 10**13), max_size=10))
 def test_an_integer_of_an_unknown_unit_is_seconds_if_it_is_small(values: list[int]) -> None:
     expected = [value * 10**6 if abs(value) < 10**11 else value * 10**3 for value in values]
     assert parse(pa.array(values, pa.int64())) == expected
@@ -96,4 +95,4 @@ def test_a_type_that_cannot_hold_times(column: pa.Array) -> None:
 
 def test_results_are_arrays_of_their_types() -> None:
     values, is_time = parse_times(pa.array([], pa.string()), "auto", "test")
-    assert (values.dtype, is_time.dtype, len(values)) == (np.int64, np.bool_, 0)
+    assert (str(values.dtype), str(is_time.dtype), len(values)) == ("int64", "bool", 0)
