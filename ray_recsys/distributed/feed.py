@@ -23,10 +23,9 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
-from ray_recsys.core.sampling.histories_source import HistoriesSource
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
-from ray_recsys.core.sampling.samples_table import samples_from_table, samples_to_table
+from ray_recsys.core.sampling.window_readers import HistoryReader, samples_from_table, samples_to_table
 from ray_recsys.distributed.feed_resources import FeedResources, check_resources
 from ray_recsys.progress import Reporter, silent
 
@@ -121,7 +120,7 @@ def stream_epochs(
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     if stream.resources.placement == "task":
         return EpochStream(plan, _TaskSource(prepared, recipe, stream, sampler), recipe)
-    return EpochStream(plan, HistoriesSource(plan, sampler, recipe, partial(_read, prepared, recipe, stream)), recipe)
+    return EpochStream(plan, HistoryReader(plan, sampler, recipe, partial(_read, prepared, recipe, stream)), recipe)
 
 
 def _read(

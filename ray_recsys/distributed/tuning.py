@@ -21,7 +21,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.epochs import train_epochs
 from ray_recsys.core.training.learner import METRIC, Learner
 from ray_recsys.core.training.validation import Validation

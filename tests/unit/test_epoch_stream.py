@@ -8,14 +8,11 @@ import pytest
 from ray_recsys.config import FeedRecipe, Recipe
 from ray_recsys.config.files import load_recipe
 from ray_recsys.core.histories import Interactions
-from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece
-from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.core.sampling.histories_source import HistoriesSource
-from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.core.sampling.epoch_stream import Batch, Prefetched
 from ray_recsys.core.sampling.negatives import NegativeSampler
-from ray_recsys.core.sampling.positives import Positives
-from ray_recsys.core.sampling.weights import positive_weights
+from ray_recsys.core.sampling.positives import Positives, sample_weights
+from ray_recsys.core.sampling.window_readers import HistoryReader, local_feed
 from ray_recsys.errors import ArtifactError
 from tests.factories import make_prepared_set
 
@@ -39,23 +36,11 @@ def test_every_interaction_comes_once_under_any_layout(
         ranks = [list(stream.batches(epoch)) for stream in streams]
         assert {len(batches) for batches in ranks} == {-(-prepared.manifest.num_training // 50)}
         for step in zip(*ranks, strict=True):
-            assert {batch.global_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
+            assert {batch.global_batch_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
         whole = list(local_feed(one, load_recipe(None, ["train.batch_size=50"])).batches(epoch))
         assert samples_of([b for batches in ranks for b in batches]) == samples_of(whole)
     for stream in streams:
         stream.close()
-
-
-def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
-    recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
-    prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
-    whole = list(local_feed(prepared, recipe).batches(3))
-    for first_step in (0, 1, 7, len(whole) - 1, len(whole)):
-        rest = list(local_feed(prepared, recipe).batches(3, first_step))
-        assert len(rest) == len(whole) - first_step
-        for batch, expected in zip(rest, whole[first_step:], strict=True):
-            np.testing.assert_array_equal(batch.user_idx, expected.user_idx)
-            np.testing.assert_array_equal(batch.item_idx, expected.item_idx)
 
 
 def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
@@ -88,7 +73,7 @@ def test_what_fits_into_a_window_is_read_once(tmp_path: Path, window: int, num_r
             were_read.append(piece.partition)
             yield prepared.read_columns(piece.partition, ["user_idx", "item_idx"])
 
-    source = HistoriesSource(plan, NegativeSampler.from_recipe(recipe, prepared.item_counts()), recipe, read)
+    source = HistoryReader(plan, NegativeSampler.from_recipe(recipe, prepared.item_counts()), recipe, read)
     for epoch in (1, 2):
         assert sum(1 for _ in source(epoch, plan.windows(epoch))) == len(plan.windows(epoch))
     assert sorted(were_read) == sorted([*range(4)] * num_reads)
@@ -100,7 +85,6 @@ def test_a_user_who_has_everything_weighs_nothing(tmp_path: Path) -> None:
     positives = Positives.from_table(table, Piece(0, 1, 4), 3, Recipe())
     sampler = NegativeSampler(3, 4, 0)
     samples = positives.samples(np.arange(3), 1, sampler)
-    assert positives.num_without_negatives == 2
     assert samples.weight.tolist() == [0, 0, 1]
     assert samples.item_idx[:2].tolist() == [[0] * 5, [1] * 5]
     assert set(samples.item_idx[2, 1:].tolist()) <= {0, 2}
@@ -132,16 +116,16 @@ def test_explicit_ratings_have_no_negatives() -> None:
 def test_weights_by_hand() -> None:
     items, repetition = np.zeros(4, np.int32), np.array([1, 3, 1, 2], np.int32)
     training = Interactions(np.array([0, 3, 3, 4]), items, repetition=repetition)
-    assert positive_weights(training, FeedRecipe()) is None
-    recency = positive_weights(training, FeedRecipe(recency_half_life=1))
+    assert sample_weights(training, FeedRecipe()) is None
+    recency = sample_weights(training, FeedRecipe(recency_half_life=1))
     assert recency is not None
     np.testing.assert_allclose(recency, np.array([0.25, 0.5, 1, 1.75 / 3]) * 3 / 1.75, rtol=1e-6)
     both = np.array([0.25, 0.5 * (1 + np.log(3)), 1])
-    found = positive_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
+    found = sample_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
     assert found is not None
     np.testing.assert_allclose(found, [*(both * 3 / both.sum()), 1], rtol=1e-6)
     with pytest.raises(ArtifactError, match="deduplicate = 'count'"):
-        positive_weights(Interactions(training.offsets, items), FeedRecipe(weight_by_repetition=True))
+        sample_weights(Interactions(training.offsets, items), FeedRecipe(weight_by_repetition=True))
 
 
 def test_prefetched_keeps_order_and_errors() -> None:

@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.epochs import train_epochs
-from ray_recsys.core.training.learner import Learner, TrainingBatch
+from ray_recsys.core.training.learner import Learner
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import StageError
 from tests.factories import make_prepared_set
@@ -21,7 +22,7 @@ RECIPE = parse_recipe({"model": {"embedding_dim": 4, "mlp_layers": [4]}, "train"
 class NoBatches:
     """An epoch whose loss is 0, whatever the weights are."""
 
-    def batches(self, epoch: int) -> Iterator[TrainingBatch]:  # noqa: ARG002
+    def batches(self, epoch: int) -> Iterator[Batch]:  # noqa: ARG002
         return iter(())
 
 

@@ -1,17 +1,16 @@
 """Epochs, warm-up, early stopping, and checkpoints that continue bit for bit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.models.model_files import load_model
+from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.checkpoint import best_model_directory, load_checkpoint, save_checkpoint, write_curves
 from ray_recsys.core.training.epochs import train_epochs
 from ray_recsys.core.training.learner import EpochRecord, Learner
@@ -22,28 +21,16 @@ from tests.factories import change_a_byte, make_prepared_set
 USERS, ITEMS = 60, 40
 
 
-@dataclass(frozen=True)
-class FixedBatch:
-    user_idx: npt.NDArray[np.int64]
-    item_idx: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float32]
-    rating: None = None
-
-    @property
-    def global_size(self) -> int:
-        return len(self.user_idx)
-
-
 class FixedFeed:
     """Three batches an epoch; users like the items of their own parity."""
 
-    def batches(self, epoch: int) -> Iterator[FixedBatch]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng(epoch)
         for _ in range(3):
             users = rng.integers(0, USERS, 32)
             items = rng.integers(0, ITEMS // 2, (32, 4)) * 2 + (users % 2)[:, None]
             items[:, 1:] ^= 1
-            yield FixedBatch(users, items, np.ones(32, np.float32))
+            yield Batch(users, items.astype(np.int32), np.ones(32, np.float32), None, 32)
 
 
 def recipe(**train: object) -> Recipe:

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from ray_recsys.core.counter_random import Permutation, derive_key
 from ray_recsys.core.sampling.excluded import ExcludedItems
-from ray_recsys.core.sampling.negatives import NegativeSampler
-from ray_recsys.core.sampling.popularity_draw import PopularityDraw
+from ray_recsys.core.sampling.negatives import NegativeSampler, PopularityDraw
 
 COUNTS = np.array([40, 20, 10, 5, 5, 2, 1, 0])
 NUM_ITEMS = len(COUNTS)

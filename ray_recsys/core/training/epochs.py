@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.training.learner import EpochRecord, Learner, TrainingBatch
+from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.learner import EpochRecord, Learner
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import RecsysError
 
@@ -23,7 +24,7 @@ _PURPOSE = 6  # keeps dropout apart from other random numbers under the same see
 class EpochFeed(Protocol):
     """Where a worker's batches come from; see `core.sampling.epoch_stream`."""
 
-    def batches(self, epoch: int) -> Iterator[TrainingBatch]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         """Yields the batches of an epoch, counted from 1: as many on every worker, empty ones included."""
         ...
 

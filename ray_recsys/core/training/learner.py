@@ -6,7 +6,6 @@ This module does not know where batches come from, how gradients of workers are 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +14,11 @@ from torch import Tensor, nn
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.models.neumf import NeuMF
+from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.objective import Objective
 from ray_recsys.errors import StageError
 
 METRIC = "NDCG@10"
-
-
-class TrainingBatch(Protocol):
-    """What a step needs of a batch; see `core.sampling.epoch_stream`."""
-
-    @property
-    def user_idx(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
-    @property
-    def item_idx(self) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]: ...  # noqa: D102
-    @property
-    def weight(self) -> npt.NDArray[np.float32]: ...  # noqa: D102
-    @property
-    def rating(self) -> npt.NDArray[np.float32] | None: ...  # noqa: D102
-    @property
-    def global_size(self) -> int: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -111,7 +96,7 @@ class Learner:
             return False
         return progress.num_epochs - progress.best_epoch >= patience
 
-    def run_epoch(self, batches: Iterable[TrainingBatch]) -> tuple[float, int, int]:
+    def run_epoch(self, batches: Iterable[Batch]) -> tuple[float, int, int]:
         """Steps through an epoch's batches.
 
         Returns:
@@ -122,9 +107,9 @@ class Learner:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         num_pairs = num_positives = 0
         for batch in batches:
-            total += self._step(batch) * batch.global_size
+            total += self._step(batch) * batch.global_batch_size
             num_pairs += batch.item_idx.size
-            num_positives += batch.global_size
+            num_positives += batch.global_batch_size
         return float(total), num_pairs, num_positives
 
     def check_loss(self, epoch: int, loss: float) -> None:
@@ -149,7 +134,7 @@ class Learner:
             progress.best_epoch = record.epoch
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
-    def _step(self, batch: TrainingBatch) -> Tensor:
+    def _step(self, batch: Batch) -> Tensor:
         train = self.recipe.train
         rate = train.learning_rate * min(1.0, (self.progress.num_steps + 1) / max(1, train.warmup_steps))
         for group in self.optimizer.param_groups:
@@ -160,7 +145,7 @@ class Learner:
             self._tensor(batch.item_idx),
             self._tensor(batch.weight),
             None if batch.rating is None else self._tensor(batch.rating),
-            batch.global_size,
+            batch.global_batch_size,
         )
         torch.autograd.backward(loss)
         self.optimizer.step()

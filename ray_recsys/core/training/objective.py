@@ -29,7 +29,7 @@ class Objective(nn.Module):
         self._loss = _squared_error if recipe.objective == "explicit" else _binary_cross_entropy
 
     def forward(
-        self, user_idx: Tensor, item_idx: Tensor, weight: Tensor, rating: Tensor | None, global_size: int
+        self, user_idx: Tensor, item_idx: Tensor, weight: Tensor, rating: Tensor | None, global_batch_size: int
     ) -> Tensor:
         """Returns this shard's part of the global batch's loss, a scalar.
 
@@ -38,7 +38,7 @@ class Objective(nn.Module):
             item_idx: int64 or int32 [B, C]; explicit: C = 1.
             weight: float32[B], of the positives.
             rating: float32[B] for the explicit objective, else None.
-            global_size: Positives of this step over all workers.
+            global_batch_size: Positives of this step over all workers.
         """
         gmf_BC = self.model.gmf_logits(user_idx, item_idx)
         logits_BC = gmf_BC + self.model.mlp_logits(user_idx, item_idx)
@@ -47,7 +47,7 @@ class Objective(nn.Module):
             total = total + self.model.recipe.gmf_loss_weight * self._loss(gmf_BC, weight, rating)
         if self._recipe.l2:
             total = total + self._recipe.l2 / 2 * _square_norms(self.model, user_idx, item_idx)
-        return total / (global_size * item_idx.shape[1])
+        return total / (global_batch_size * item_idx.shape[1])
 
 
 def _binary_cross_entropy(logits_BC: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
