@@ -74,7 +74,7 @@ def audit(invocation: Invocation, data: Path) -> None:
     from ray_recsys.distributed.audit import audit as run
 
     with invocation.connect():
-        found = run(data, report=invocation.report)
+        found = run(data, cluster=invocation.recipe.cluster, report=invocation.report)
     rows = [(finding.fault, finding.count, "; ".join(finding.examples[:3])) for finding in found.findings]
     verdict = facts(audited=data, passed=found.passed)
     invocation.answer(found, verdict, *([Table(("fault", "count", "examples"), rows)] if rows else []))

@@ -85,7 +85,7 @@ def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Pat
     from ray_recsys.distributed.batch import score as run
 
     with invocation.connect():
-        result = run(_live(bundle), input_path, output, report=invocation.report)
+        result = run(_live(bundle), input_path, output, cluster=invocation.recipe.cluster, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 

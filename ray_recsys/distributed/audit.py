@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from ray_recsys.config import ClusterRecipe
 from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.inspecting.audit import (
     AuditReport,
@@ -25,7 +26,7 @@ from ray_recsys.core.inspecting.audit_users import audit_user_partitions
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.distributed.executor import run_tasks
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import DEFAULT_CLUSTER, require_cpu
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
 
@@ -33,7 +34,7 @@ NUM_NEGATIVE_PARTITIONS = 8
 """Partitions whose negatives are drawn, at most; spread evenly over all."""
 
 
-def audit(data: Path, *, report: Reporter = silent) -> AuditReport:
+def audit(data: Path, *, cluster: ClusterRecipe = DEFAULT_CLUSTER, report: Reporter = silent) -> AuditReport:
     """Returns what is wrong with a prepared set: leakage, damage, disorder, counts that do not hold.
 
     Raises:
@@ -44,7 +45,7 @@ def audit(data: Path, *, report: Reporter = silent) -> AuditReport:
         prepared = PreparedSet.open(data)
     except IntegrityError as error:
         return _report(data, None, [damaged_file(data, error)])
-    require_cpu("audit", report=report)
+    require_cpu("audit", cluster, report=report)
     findings = _damaged_side_files(prepared)
     if any(ITEMS in example for finding in findings for example in finding.examples):
         return _report(data, prepared, findings)

@@ -16,7 +16,7 @@ import ray
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.id_files import IdFile, check_ending
 from ray_recsys.core.integer_texts import are_integers
@@ -26,7 +26,8 @@ from ray_recsys.core.table_file import ENDINGS, write_table_file
 from ray_recsys.core.vocabulary import normal_ids
 from ray_recsys.distributed.batch_tasks import RecommendTask, open_version
 from ray_recsys.distributed.executor import run_tasks
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.ray_errors import root_cause
+from ray_recsys.distributed.resources import DEFAULT_CLUSTER, require_cpu
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
 
@@ -90,7 +91,7 @@ def recommend(
     opened = Bundle.open(bundle)
     user_ids = None if users is None else _read_users(users, is_integer=opened.users.is_integer)
     num_users = opened.manifest.num_users if user_ids is None else len(user_ids)
-    require_cpu("recommend", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
+    require_cpu("recommend", recipe.cluster, report=report)
     num_files = -(-num_users // RecommendTask.USERS_PER_FILE)
     sources: Counter[str] = Counter()
     num_rows = 0
@@ -121,13 +122,21 @@ def recommend(
     )
 
 
-def score(bundle: Path, input: Path, output: Path, *, report: Reporter = silent) -> ScoreResult:  # noqa: A002 - contract
+def score(
+    bundle: Path,
+    input: Path,  # noqa: A002 - contract
+    output: Path,
+    *,
+    cluster: ClusterRecipe = DEFAULT_CLUSTER,
+    report: Reporter = silent,
+) -> ScoreResult:
     """Writes the rows of a file, in their order, with a column `score` more: null where an id is unknown.
 
     Args:
         bundle: Directory of the bundle.
         input: .parquet or .csv with user_id and item_id; other columns are passed on.
         output: .parquet or .csv; replaced if it is there.
+        cluster: Whether to wait for nodes that start on demand.
         report: Progress.
 
     Raises:
@@ -144,7 +153,7 @@ def score(bundle: Path, input: Path, output: Path, *, report: Reporter = silent)
     if output.suffix == ".parquet":
         file = _with_integers(file, user=opened.users.is_integer, item=opened.catalogue.vocabulary.is_integer)
     num_unknown = 0
-    require_cpu("score", report=report)
+    require_cpu("score", cluster, report=report)
 
     def scored() -> Iterator[pa.RecordBatch]:
         nonlocal num_unknown
@@ -207,7 +216,7 @@ def _finished(pending: "tuple[pa.RecordBatch, ray.ObjectRef[pa.Array]]") -> tupl
     try:
         return batch, ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        raise root_cause(error) from None
 
 
 @ray.remote

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.datasets.movielens_demo import write_movielens
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
-from ray_recsys.distributed.ports import usable_port
 from ray_recsys.distributed.prepare import prepare
 from ray_recsys.distributed.publishing import publish
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve

@@ -19,7 +19,7 @@ from ray_recsys.core.evaluation.protocols import Split, protocol_label
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.trained_model import TrainedModel
 from ray_recsys.distributed.evaluation_work import GivenLists, SplitUsers, Work, run_work
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import EmptyDataError
 from ray_recsys.progress import Reporter, silent
 
@@ -124,7 +124,7 @@ def evaluate(
     trained, prepared = TrainedModel.open(model), PreparedSet.open(data)
     trained.check_fits(prepared)
     prepared.verify()
-    require_cpu("evaluate", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
+    require_cpu("evaluate", recipe.cluster, report=report)
     if candidates is None:
         work: Work = SplitUsers(prepared, recipe, split)
     else:

@@ -27,8 +27,8 @@ from ray_recsys.core.preparing.log_reader import LogChunk, plan_chunks
 from ray_recsys.core.preparing.partition_steps import PartitionPlan
 from ray_recsys.core.preparing.prepare_summary import build_manifest, check_left
 from ray_recsys.core.preparing.side_items import join_side_items, read_side_items
-from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.distributed.prepare_passes import find_cuts, settle_rows, stage_log, write_partitions
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter, silent
 
@@ -67,7 +67,7 @@ def prepare(
         report(f"{output} is finished already, of the same files and recipe: nothing to do")
         return finished
     _check_replaceable(output)
-    require_cpu("prepare", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
+    require_cpu("prepare", recipe.cluster, report=report)
     side = read_side_items(items, recipe.items) if items is not None else None
     chunks = plan_chunks(files, recipe.input)
     size = sum(file.bytes for file in files)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.datasets.synthetic import ROWS_PER_FILE, SyntheticLog, write_block
 from ray_recsys.distributed.executor import run_tasks
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import DEFAULT_CLUSTER, require_cpu
 from ray_recsys.errors import StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -45,7 +45,7 @@ def write_synthetic(
     """
     files = num_files or -(-num_interactions // ROWS_PER_FILE)
     log = SyntheticLog(num_interactions, num_users, num_items, files, dirty_share, seed)
-    require_cpu("synthetic", report=report)
+    require_cpu("synthetic", DEFAULT_CLUSTER, report=report)
     report(f"writing {num_interactions:,} interactions to {files:,} files")
     with atomic_directory(output, overwrite=overwrite) as staging:
         tasks = run_tasks(lambda block: write_block(log, block, staging), files, stage=f"writing {output}")

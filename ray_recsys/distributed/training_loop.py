@@ -19,11 +19,14 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import load_checkpoint, save_checkpoint, write_curves
 from ray_recsys.core.training.epochs import sum_gradients, train_epochs
-from ray_recsys.core.training.learner import EpochRecord, Learner
+from ray_recsys.core.training.learner import METRIC, EpochRecord, Learner
 from ray_recsys.core.training.run import CURVES
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
+from ray_recsys.distributed.progress_channel import ProgressSender
+from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
+from ray_recsys.progress import EpochFinished
 
 _ONE_BUCKET_MB = 1 << 20
 
@@ -36,15 +39,17 @@ class WorkerArgs(BaseModel):
     data: Path
     run: Path
     recipe: Recipe
+    resources: FeedResources
 
 
-def train_worker(config: dict[str, object]) -> Any:
+def train_worker(config: dict[str, Any]) -> Any:
     """Trains until done, from the latest checkpoint if there is one.
 
     Returns:
         None, or an error that all workers meet alike; raised, it would be met again after each restart.
     """
-    args = WorkerArgs.model_validate(config)
+    args = WorkerArgs.model_validate(config["args"])
+    progress: ProgressSender = config["progress"]
     prepared = PreparedSet.open(args.data)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -56,15 +61,19 @@ def train_worker(config: dict[str, object]) -> Any:
         device=ray.train.torch.get_device(),
         wrap=_data_parallel,
     )
-    feed = worker_feed(prepared, args.recipe, rank=rank, world_size=world_size)
+    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
     try:
         if (checkpoint := ray.train.get_checkpoint()) is not None:
             with checkpoint.as_directory() as directory:
                 load_checkpoint(learner, Path(directory))
-        train_epochs(learner, feed, validation, lambda record: _report(learner, record, rank, args.run))
+        if rank == 0:
+            progress.start(learner.progress.num_epochs)
+        train_epochs(learner, feed, validation, lambda record: _report(learner, record, rank, args.run, progress))
     except RecsysError as error:
         return error
+    finally:
+        feed.close()
     return None
 
 
@@ -84,13 +93,23 @@ def _data_parallel(module: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _report(learner: Learner, record: EpochRecord, rank: int, run: Path) -> None:
+def _report(learner: Learner, record: EpochRecord, rank: int, run: Path, progress: ProgressSender) -> None:
     checkpoint = None
     if rank == 0:
         directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         save_checkpoint(learner, directory)
         checkpoint = ray.train.Checkpoint.from_directory(directory)
         write_curves(run / CURVES, learner.progress.records)
+        progress.send(
+            EpochFinished(
+                epoch=record.epoch,
+                num_epochs=learner.recipe.train.epochs,
+                loss=record.loss,
+                samples_per_s=record.samples_per_s,
+                metric=METRIC if METRIC in record.metrics else None,
+                value=record.metrics.get(METRIC, 0.0),
+            )
+        )
     ray.train.report(
         {"epoch": record.epoch},
         checkpoint=checkpoint,

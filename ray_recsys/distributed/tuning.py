@@ -25,7 +25,7 @@ from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.epochs import train_epochs
 from ray_recsys.core.training.learner import METRIC, Learner
 from ray_recsys.core.training.validation import Validation
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.distributed.training_loop import set_threads
 from ray_recsys.errors import ArtifactError, DataError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -94,7 +94,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     if output.exists():
         raise ArtifactError(f"{output} exists already; give another directory")
     prepared.verify()
-    require_cpu("tune", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
+    require_cpu("tune", recipe.cluster, report=report)
     output.mkdir(parents=True)
     report(f"{recipe.tune.num_trials} trials, {recipe.tune.max_concurrent_trials} at a time")
     grid = _fit(prepared, output, recipe, report)
