@@ -22,7 +22,7 @@ def epoch(number: int) -> EpochFinished:
 
 
 @ray.remote(num_cpus=0.1, max_retries=0)
-def work(progress: ProgressSender, epochs: range, *, dies: bool = False) -> None:
+def work(progress: ProgressSender, epochs: range, dies: bool = False) -> None:
     """What the first worker does with the channel."""
     progress.start(epochs.start - 1)
     for number in epochs:
@@ -49,7 +49,7 @@ def test_the_death_of_a_worker_becomes_an_event() -> None:
     events: list[Event] = []
     with progress_channel(events.append) as progress:
         with pytest.raises(ray.exceptions.WorkerCrashedError):
-            ray.get(work.remote(progress, range(1, 4), dies=True), timeout=60)
+            ray.get(work.remote(progress, range(1, 4), True), timeout=60)
         ray.get(work.remote(progress, range(3, 5)), timeout=60)
     assert events == [epoch(1), epoch(2), epoch(3), TrainingRestarted(2), epoch(3), epoch(4)]
 

@@ -1,7 +1,8 @@
 """The README's cluster commands work as they are written, in an empty shell.
 
-Substituted are only what two clusters on one machine cannot share, and where data lie: `/mnt`, the serve configuration's
-port, options of `ray start --head` that set its ports and temporary directory, and variables that tell clients of them.
+Only what two clusters on one machine cannot share, and where data are, is substituted: `/mnt`; the port in the serve
+configuration; options of `ray start --head` for its ports and temporary directory, and variables that tell clients of
+those ports.
 """
 
 import json

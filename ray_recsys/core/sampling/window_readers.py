@@ -90,7 +90,7 @@ def samples_from_table(table: pa.Table) -> Samples:
     table = table.combine_chunks()
     items = table["item_idx"].combine_chunks()
     rating = table["rating"].to_numpy() if "rating" in table.column_names else None
-    item_idx = items.flatten().to_numpy().reshape(len(table), -1)
+    item_idx = items.flatten().to_numpy().reshape(-1, items.type.list_size)
     return Samples(
         table["user_idx"].to_numpy(), item_idx.astype(np.int32, copy=False), table["weight"].to_numpy(), rating
     )
