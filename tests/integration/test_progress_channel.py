@@ -21,14 +21,21 @@ def epoch(number: int) -> EpochFinished:
     return EpochFinished(number, num_epochs=9, loss=1 / number, samples_per_s=100.0, metric="NDCG@10", value=0.5)
 
 
-@ray.remote(num_cpus=0.1, max_retries=0)
-def work(progress: ProgressSender, epochs: range, dies: bool = False) -> None:
+@ray.remote(num_cpus=0.1)
+def work(progress: ProgressSender, epochs: range) -> None:
     """What the first worker does with the channel."""
     progress.start(epochs.start - 1)
     for number in epochs:
         progress.send(epoch(number))
-    if dies:
-        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def die_after(progress: ProgressSender, epochs: range) -> None:
+    """A first worker that is killed."""
+    progress.start(epochs.start - 1)
+    for number in epochs:
+        progress.send(epoch(number))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_events_arrive_in_order_before_the_block_ends() -> None:
@@ -49,7 +56,7 @@ def test_the_death_of_a_worker_becomes_an_event() -> None:
     events: list[Event] = []
     with progress_channel(events.append) as progress:
         with pytest.raises(ray.exceptions.WorkerCrashedError):
-            ray.get(work.remote(progress, range(1, 4), True), timeout=60)
+            ray.get(die_after.remote(progress, range(1, 4)), timeout=60)
         ray.get(work.remote(progress, range(3, 5)), timeout=60)
     assert events == [epoch(1), epoch(2), epoch(3), TrainingRestarted(2), epoch(3), epoch(4)]
 

@@ -20,7 +20,7 @@ from ray_recsys.errors import ArtifactError
 
 NUM_ITEMS = 9
 EXPLICIT = ["train.objective=explicit", "input.rating_column=rating"]
-RECIPES = (
+RECIPES: tuple[list[str], ...] = (
     [],
     ["feed.recency_half_life=2"],
     ["feed.exclude_held_out=true", "feed.negatives=popularity"],
