@@ -23,7 +23,7 @@ from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
 from ray_recsys.core.workflows.publish import publish
 from ray_recsys.datasets.movielens_demo import write_movielens
-from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError

@@ -16,7 +16,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
