@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.serve_load_bundle import write_registry
 from benchmarks.serve_load_clients import Load, load
-from ray_recsys.config import Recipe, ServeRecipe
+from ray_recsys.config import ServeRecipe
 
 MAX_P50_RATIO = 5.0
 MIN_RATE_RATIO = 0.5
@@ -105,9 +105,9 @@ def _run(rounds: int, seconds: float, *, fused: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         registry = write_registry(Path(directory))
         bare, bare_port = _start_bare(registry)
-        recipe = Recipe(serve=ServeRecipe(port=0, fused=fused))
+        settings = ServeRecipe(port=0, fused=fused)
         try:
-            with connect("local"), serve(registry, recipe) as address:
+            with connect("local"), serve(registry, settings) as address:
                 ports = {"bare": bare_port, "graph": int(address.rpartition(":")[2])}
                 return _measure(ports, (1, 16), rounds, seconds)
         finally:

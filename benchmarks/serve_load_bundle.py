@@ -23,13 +23,14 @@ from ray_recsys.core.recommending.bundle import build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 NUM_USERS, NUM_ITEMS, ITEMS_PER_USER = 6040, 3706, 165
-RECIPE = Recipe(model=NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3))
+MODEL = NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3)
+RECIPE = Recipe(model=MODEL)
 
 
 def write_registry(directory: Path) -> Path:
     """Writes a prepared set and a bundle under a directory; returns the registry, whose ids are 0, 1, 2 and so on."""
     prepared = _write_prepared(directory / "prepared")
-    model = NeuMF(NUM_USERS, NUM_ITEMS, RECIPE.model, generator=torch.Generator().manual_seed(0)).eval()
+    model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).eval()
     registry = Registry(directory / "registry")
     with registry.staging() as staging:
         build_bundle(

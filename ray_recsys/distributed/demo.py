@@ -82,7 +82,7 @@ def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = si
     stages.go("publish", lambda: publish(run, data, registry, recipe, report=report))
     start_s = time.monotonic()
     report("serve: starting the graph")
-    with serve(registry, recipe, report=report) as address:
+    with serve(registry, recipe.serve, report=report) as address:
         stages.seconds["serve"] = round(time.monotonic() - start_s, 2)
         answer = _ask_for_recommendations(address, user_id)
         yield DemoResult(

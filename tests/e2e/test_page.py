@@ -43,7 +43,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(registry: Path, ray_session: None) -> Iterator[str]:  # noqa: ARG001  (a fixture cannot use usefixtures)
-    with serve(registry, load_recipe(overrides=["serve.port=0"])) as address:
+    with serve(registry, load_recipe(overrides=["serve.port=0"]).serve) as address:
         yield address
 
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from ray_recsys.core.recommending.recommender import Query
-from ray_recsys.distributed.serve.ingress import HandleStages
+from ray_recsys.distributed.serve.deployments import HandleStages
 from ray_recsys.serving.problems import Problem
 
 
@@ -61,7 +61,7 @@ def test_a_replica_that_died_is_asked_once_more() -> None:
     ("outcomes", "kind"),
     [
         ([RayActorError(), RayActorError()], "unavailable"),
-        ([None], "late"),
+        ([None], "timed-out"),
         ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "overloaded"),
     ],
 )
@@ -70,4 +70,4 @@ def test_a_stage_that_cannot_answer_is_a_problem_to_retry(outcomes: list[Any], k
         _answer(*outcomes)
     assert refused.value.body["type"] == f"urn:ray-recsys:problem:{kind}"
     assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
-    assert ("serve.timeout_s = 0.1 s" in refused.value.body["detail"]) == (kind == "late")
+    assert ("serve.timeout_s = 0.1 s" in refused.value.body["detail"]) == (kind == "timed-out")

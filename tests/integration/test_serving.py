@@ -19,7 +19,7 @@ import pytest
 import ray
 from ray import serve as ray_serve
 
-from ray_recsys.config import Recipe, ServeRecipe
+from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serve.local import serve
@@ -73,20 +73,19 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     registry = Registry(home / "registry")
     publish_bundle(registry.path, prepared, seed=1)
     settings = ServeRecipe(port=0, fused=request.param == "fused", max_waiting=2)
-    with serve(registry.path, Recipe(serve=settings)) as address:
+    with serve(registry.path, settings) as address:
         yield Graph(address, registry, prepared)
 
 
 def test_what_cannot_be_served_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError), serve(tmp_path / "empty", Recipe()):
+    with pytest.raises(RegistryError), serve(tmp_path / "empty", ServeRecipe()):
         pass
     publish_bundle(tmp_path / "registry", make_prepared_set(tmp_path / "prepared"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        recipe = Recipe(serve=ServeRecipe(port=port))
-        with pytest.raises(ClusterError, match=str(port)), serve(tmp_path / "registry", recipe):
+        with pytest.raises(ClusterError, match=str(port)), serve(tmp_path / "registry", ServeRecipe(port=port)):
             pass
 
 
@@ -94,7 +93,7 @@ def test_a_serve_that_runs_already_is_left_alone(tmp_path: Path) -> None:
     publish_bundle(tmp_path / "registry", make_prepared_set(tmp_path / "prepared"))
     ray_serve.start(proxy_location="Disabled")
     try:
-        with pytest.raises(ClusterError, match="no application yet"), serve(tmp_path / "registry", Recipe()):
+        with pytest.raises(ClusterError, match="no application yet"), serve(tmp_path / "registry", ServeRecipe()):
             pass
         assert ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve") is not None
     finally:

@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 
-from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.serving.api import Api
-from ray_recsys.serving.stages import LocalStages
-from tests.app_client import AppClient
+from ray_recsys.serving.routes import Api
+from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 
@@ -18,7 +16,7 @@ from tests.factories import make_prepared_set
 def api(tmp_path_factory: pytest.TempPathFactory) -> Api:
     home = tmp_path_factory.mktemp("api")
     publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
-    return Api(home / "registry", LocalStages(home / "registry"), ServeRecipe(), max_calls=1)
+    return local_api(home / "registry")
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.serving.api import Api
-from ray_recsys.serving.stages import LocalStages
-from tests.app_client import AppClient
+from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 
@@ -25,7 +23,7 @@ LIMITS = ServeRecipe(max_k=20, num_candidates=20, max_candidates=30, max_history
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     home = tmp_path_factory.mktemp("fuzz")
     publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
-    client = AppClient(Api(home / "registry", LocalStages(home / "registry"), LIMITS, max_calls=1))
+    client = AppClient(local_api(home / "registry", LIMITS))
     yield client
     client.close()
 
