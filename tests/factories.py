@@ -30,9 +30,19 @@ def random_interactions(
 
 
 def make_prepared_set(
-    path: Path, *, num_users: int = 60, num_items: int = 40, num_partitions: int = 3, seed: int = 0
+    path: Path,
+    *,
+    num_users: int = 60,
+    num_items: int = 40,
+    num_partitions: int = 3,
+    seed: int = 0,
+    first_id: int | None = None,
+    has_ratings: bool = False,
 ) -> PreparedSet:
-    """Writes a leave-one-out prepared set: each user has 1 validation, 1 test and 3..12 training interactions."""
+    """Writes a leave-one-out prepared set: each user has 1 validation, 1 test and 3..12 training interactions.
+
+    Ids are strings, or consecutive integers from `first_id`; ratings are 0.5, 1.0 .. 5.0.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, 15, num_users)
     lengths = np.minimum(lengths, num_items - 1)
@@ -47,7 +57,7 @@ def make_prepared_set(
             pa.table(
                 {
                     "item_idx": pa.array(np.arange(num_items), pa.int32()),
-                    "item_id": [f"item-{i:04d}" for i in order],
+                    "item_id": [f"item-{i:04d}" if first_id is None else first_id + int(i) for i in order],
                     "count": pa.array(counts, pa.int64()),
                     "title": [f"Title {i}" for i in order],
                 }
@@ -58,11 +68,11 @@ def make_prepared_set(
         for p, users in enumerate(np.array_split(np.arange(num_users), num_partitions)):
             histories = Histories(
                 int(users[0]) if len(users) else 0,
-                _part([items[u][:-2] for u in users], 0),
-                _part([items[u][-2:-1] for u in users], 1_000_000),
-                _part([items[u][-1:] for u in users], 2_000_000),
+                _part([items[u][:-2] for u in users], 0, has_ratings=has_ratings),
+                _part([items[u][-2:-1] for u in users], 1_000_000, has_ratings=has_ratings),
+                _part([items[u][-1:] for u in users], 2_000_000, has_ratings=has_ratings),
             )
-            ids = pa.array([f"user-{u:05d}" for u in users], pa.string())
+            ids = pa.array([f"user-{u:05d}" if first_id is None else first_id + int(u) for u in users])
             info, digest = write_partition(staging, p, histories, ids)
             partitions.append(info)
             digests[info.file] = digest
@@ -93,9 +103,10 @@ def change_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _part(items: list[Int64s], start_s: int) -> Interactions:
+def _part(items: list[Int64s], start_s: int, *, has_ratings: bool) -> Interactions:
     lengths = np.array([len(i) for i in items], np.int64)
     flat = np.concatenate(items) if items else np.zeros(0, np.int64)
     times = np.concatenate([start_s + np.arange(n) for n in lengths]) if items else np.zeros(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Interactions(offsets, flat.astype(np.int32), times.astype(np.int64))
+    ratings = (0.5 + 0.5 * ((flat + np.arange(len(flat))) % 10)).astype(np.float32) if has_ratings else None
+    return Interactions(offsets, flat.astype(np.int32), times.astype(np.int64), ratings)

@@ -1,13 +1,14 @@
-/** What the header says of the live bundle. */
+/** The header's description of the live bundle. */
 
 import { isSuperseded, request } from "./api.js";
 import { byId, element } from "./render.js";
 
-/** Asks for the live bundle and shows its version, counts and metrics. */
+/** Loads the live bundle and shows its version, model, counts and metrics. */
 export async function showBundle() {
   try {
     const { version, recipe: _recipe, data_fingerprint: _fingerprint, metrics, ...facts } = await request("bundle", "v1/bundle");
     byId("bundle-version").textContent = version;
+    byId("bundle-model").textContent = facts.model;
     const pairs = flatten({ ...facts, ...metrics }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
     byId("bundle-facts").replaceChildren(...pairs);
     byId("bundle").hidden = false;
@@ -16,7 +17,7 @@ export async function showBundle() {
   }
 }
 
-/** Returns [name, text] of every number and short text in an answer, nested names joined. */
+/** Returns [name, text] for every number and short text of an object, nested names joined. */
 function flatten(facts, prefix = "") {
   return Object.entries(facts).flatMap(([key, value]) => {
     const name = (prefix ? `${prefix} ` : "") + key.replaceAll("_", " ");
