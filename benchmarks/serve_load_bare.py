@@ -1,4 +1,4 @@
-"""The yardstick of `serve_load`: the recommender in a one-process FastAPI app on uvicorn, called in the route."""
+"""The baseline of `serve_load`: a one-process FastAPI app on uvicorn that calls the recommender in the route."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ from ray_recsys.serving.schemas import RecommendRequest, RecommendResponse, Timi
 
 
 def make_bare_app(registry: Path) -> FastAPI:
-    """Returns the app: same bodies, same kernel, one thread."""
+    """Returns the app: the same schemas and kernel, one thread."""
     torch.set_num_threads(1)
     bundle = Registry(registry).open()
     recommender = Recommender(bundle)

@@ -1,4 +1,4 @@
-"""A registry with one bundle of MovieLens-1M's shape and random weights, for benchmarks of serving."""
+"""A registry with one bundle of the shape of MovieLens-1M and random weights, for serving benchmarks."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ RECIPE = Recipe(model=MODEL)
 
 
 def write_registry(directory: Path) -> Path:
-    """Writes a prepared set and a bundle under a directory; returns the registry, whose ids are 0, 1, 2 and so on."""
+    """Writes a prepared set and a bundle under a directory; returns the registry. Ids are 0, 1, 2, …"""
     prepared = _write_prepared(directory / "prepared")
     model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).eval()
     registry = Registry(directory / "registry")

@@ -1,4 +1,4 @@
-"""What becomes of a call to a stage's replica: sent again if it dies, refused if it stays silent or is overloaded."""
+"""Calls to a stage's replica: retried if it dies, refused if it times out or is overloaded."""
 
 import asyncio
 from collections.abc import Generator
@@ -16,7 +16,7 @@ from ray_recsys.serving.problems import Problem
 
 @dataclass(frozen=True)
 class FakeResponse:
-    """What a call comes to: a value, an exception, or None for silence."""
+    """The outcome of a call: a value, an exception, or None for no response."""
 
     outcome: Any
 
@@ -29,7 +29,7 @@ class FakeResponse:
 
 
 class FakeHandle:
-    """A handle whose calls come to `outcomes` in turn, whatever the method."""
+    """A handle whose calls, of any method, have the given outcomes in turn."""
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes = list(outcomes)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the API answers in JSON below 500, and a refusal says what is wrong (the app over local stages)."""
+"""Whatever is sent, the API answers JSON below 500, and an error says what is wrong."""
 
 import json
 from collections import Counter
@@ -55,6 +55,8 @@ plausible = st.fixed_dictionaries(
         "num_candidates": counts | scalars,
         "exclude_seen": st.booleans() | scalars,
         "exclude_items": st.lists(items | scalars, max_size=45),
+        "explain": st.booleans() | scalars,
+        "string_ids": st.booleans() | scalars,
     },
 )
 
@@ -65,7 +67,7 @@ def test_any_json(client: AppClient) -> None:
     @settings(max_examples=300)
     @given(body=plausible | anything)
     def ask(body: Any) -> None:
-        # json.dumps writes NaN and Infinity, which are no JSON: they too must be refused
+        # json.dumps writes NaN and Infinity, which are not JSON: they must be refused
         answer = client.request(
             "POST", "/v1/recommend", content=json.dumps(body), headers={"Content-Type": "application/json"}
         )

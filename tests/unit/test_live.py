@@ -1,4 +1,4 @@
-"""The swap to a new version: whatever fails on the way, the old one answers on and the new one is tried again."""
+"""The swap to a new version: if it fails, the old version keeps serving and the new one is retried."""
 
 import asyncio
 import logging
@@ -61,7 +61,7 @@ async def _until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the actor died"), TimeoutError(), OSError(5, "Input/output error")])
-def test_a_load_that_fails_once_is_tried_again(registry: Registry, tmp_path: Path, error: Exception) -> None:
+def test_a_load_that_fails_once_is_retried(registry: Registry, tmp_path: Path, error: Exception) -> None:
     stages = FakeStages(error)
     live = LiveBundle(BundleCache(registry.path), stages, poll_s=POLL_S)
     version = _publish(registry, tmp_path)
@@ -69,7 +69,7 @@ def test_a_load_that_fails_once_is_tried_again(registry: Registry, tmp_path: Pat
     assert stages.loads == [version, version]
 
 
-def test_a_load_that_fails_always_is_tried_ever_less_often_and_logged_once(
+def test_a_load_that_always_fails_is_retried_with_backoff_and_logged_once(
     registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stages = FakeStages(*[TimeoutError("no answer")] * 100)
@@ -83,7 +83,7 @@ def test_a_load_that_fails_always_is_tried_ever_less_often_and_logged_once(
     assert caplog.messages == [f"still serving {before}: {version} cannot be loaded: TimeoutError: no answer"]
 
 
-def test_a_damaged_version_is_left_out_until_it_is_mended(registry: Registry, tmp_path: Path) -> None:
+def test_a_damaged_version_goes_live_once_it_is_repaired(registry: Registry, tmp_path: Path) -> None:
     live = LiveBundle(BundleCache(registry.path), FakeStages(), poll_s=POLL_S)
     before = live.bundle.version
     version = _publish(registry, tmp_path)
