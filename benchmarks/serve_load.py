@@ -1,9 +1,9 @@
 """Latency and rate of Serve compared with a one-process app of the same kernel: `python -m benchmarks.serve_load`.
 
-Both serve a bundle of the shape of MovieLens-1M (6,040 users, 3,706 items, widths 64 and 128-64-32, 200 candidates → 10)
-on loopback. The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. The graph is
-`ray-recsys serve`; with `--apart` the stages have their own processes. Clients are keep-alive connections in this
-process, each with one request in flight; rounds of both apps alternate, and medians are compared. The weights are
+Both serve a bundle of the shape of MovieLens-1M (6,040 users, 3,706 items, widths 64 and 128-64-32, 200 candidates, the
+best 10) on loopback. The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. The
+graph is `ray-recsys serve`; with `--apart` the stages have their own processes. Clients are keep-alive connections in
+this process, each with one request in flight; rounds of both apps alternate, and medians are compared. The weights are
 random: they cost as much as trained ones.
 """
 

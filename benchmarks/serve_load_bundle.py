@@ -28,7 +28,7 @@ RECIPE = Recipe(model=MODEL)
 
 
 def write_registry(directory: Path) -> Path:
-    """Writes a prepared set and a bundle under a directory; returns the registry. Ids are 0, 1, 2, …"""
+    """Writes a prepared set and a bundle under a directory; returns the registry. The ids are 0, 1, 2 and so on."""
     prepared = _write_prepared(directory / "prepared")
     model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).eval()
     registry = Registry(directory / "registry")

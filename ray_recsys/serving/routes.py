@@ -37,7 +37,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         (404, "Unknown id"),
         (413, "Body too large"),
         (422, "Invalid value"),
-        (503, "Overloaded, timed out or restarting; retry after `Retry-After` seconds"),
+        (503, "Overloaded, timed out or restarting; retry after Retry-After seconds"),
     )
 }
 
@@ -126,7 +126,7 @@ def bundle_routes(api: Api) -> APIRouter:
     def bundle() -> BundleResponse:
         """Describes the live bundle."""
         manifest = api.live.bundle.manifest
-        return BundleResponse(**dict(manifest), model=manifest.recipe.model.name)
+        return BundleResponse(**manifest.model_dump(mode="json"), model=manifest.recipe.model.name)
 
     @router.get("/v1/users", responses=_problems(422))
     def users(limit: _Limit = 20, string_ids: _StringIds = False) -> UsersResponse:

@@ -119,6 +119,8 @@ class BundleResponse(BundleManifest):
 
     model: str = Field(examples=["item_knn"])
     """Name of the model, as in the recipe's `[model]` section."""
+    recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
+    """Full recipe of the training run."""
 
 
 class Health(_Schema):

@@ -55,7 +55,7 @@ function parameterField(parameter) {
 
 function bodyField(schema) {
   const text = JSON.stringify(exampleOf(schema), null, 2);
-  return element("label", {}, element("span", { className: "code" }, "body"), element("textarea", { name: "body", rows: 9, value: text, spellcheck: false }));
+  return element("label", {}, element("span", { className: "code" }, "body"), element("textarea", { name: "body", rows: 11, value: text, spellcheck: false }));
 }
 
 /** Returns the URL of a filled-in form, without empty query parameters. */

@@ -34,8 +34,9 @@ export function showItems(list, items, { onChoose, shared = new Set(), isRanked 
       "button",
       { type: "button", onclick: () => onChoose(item) },
       isRanked ? element("span", { className: "rank" }, String(index + 1)) : null,
-      element("span", {}, element("span", { className: "title" }, nameOf(item)), metaOf(item, shared), reasonOf(item)),
+      element("span", {}, element("span", { className: "title" }, nameOf(item)), metaOf(item, shared)),
       isRanked && Number.isFinite(item.score) ? scoreOf(item.score, scale) : ratingOf(item),
+      reasonOf(item),
     );
     button.dataset.itemId = item.item_id;
     return element("li", {}, button);
@@ -88,7 +89,7 @@ function metaOf(item, shared) {
 }
 
 function reasonOf(item) {
-  return item.because?.length ? element("span", { className: "because" }, `because you saw ${item.because.map(nameOf).join(", ")}`) : null;
+  return item.because?.length ? element("span", { className: "because" }, `because you saw ${item.because.map(nameOf).join(" · ")}`) : null;
 }
 
 function ratingOf(item) {

@@ -59,8 +59,8 @@ function finish(problem, onRetry) {
 
 function describeSource(source) {
   const sources = {
-    "two-stage": ["Two-stage", `Recalled from the whole catalogue, reranked by ${byId("bundle-model").textContent || "the model"}`],
-    "fold-in": ["Fold-in", "Computed from the history, without retraining"],
+    "two-stage": ["Two-stage", `Recalled from the catalogue, reranked by ${byId("bundle-model").textContent || "the model"}`],
+    "fold-in": ["Fold-in", "From the history, without retraining"],
     popular: ["Popular", "The most popular items"],
   };
   return sources[source] ?? [source, ""];

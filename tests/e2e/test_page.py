@@ -124,7 +124,7 @@ def choose_user(page: Page, user_id: str) -> None:
 def test_a_known_user(page: Page, registry: Path) -> None:
     page.get_by_role("button", name="user-00003").click()
     expect(page.locator("#results-sub")).to_contain_text(
-        "User user-00003 · Recalled from the whole catalogue, reranked by neumf"
+        "User user-00003 · Recalled from the catalogue, reranked by neumf"
     )
     expect(page.locator("#bundle-model")).to_have_text("neumf")
     expect(page.locator("#source")).to_have_text("Two-stage")
@@ -348,7 +348,7 @@ def test_seen_items_show_their_ratings_and_recommendations_their_reasons(rated_p
     assert len(because) == 10  # 40 items: each is a neighbour of the others
     titles = rated_page.locator("#seen .title").all_inner_texts()
     for text in because:
-        named = text.removeprefix("because you saw ").split(", ")
+        named = text.removeprefix("because you saw ").split(" · ")
         assert len(named) == 3
         assert set(named) <= set(titles)
 
