@@ -1,7 +1,15 @@
 """Typed recipes. `files` reads and writes them as TOML; `messages` puts their errors into words."""
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
-from ray_recsys.config.models import ItemKNNRecipe, ModelRecipe, NeuMFRecipe, PopularityRecipe, UserKNNRecipe
+from ray_recsys.config.models import (
+    GMFRecipe,
+    ItemKNNRecipe,
+    MFRecipe,
+    ModelRecipe,
+    NeuMFRecipe,
+    PopularityRecipe,
+    UserKNNRecipe,
+)
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
@@ -12,9 +20,11 @@ __all__ = [
     "DropRule",
     "EvaluateRecipe",
     "FeedRecipe",
+    "GMFRecipe",
     "InputRecipe",
     "ItemKNNRecipe",
     "ItemsRecipe",
+    "MFRecipe",
     "ModelRecipe",
     "NeuMFRecipe",
     "PopularityRecipe",

@@ -1,20 +1,33 @@
 """The `[model]` section of a recipe: one class per model, told apart by `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
+from ray_recsys.config.space import Choice, Distribution, LogUniform
+
+_WIDTH_AND_RATE: dict[str, Distribution] = {
+    "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
+    "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+}
 
 
 class PopularityRecipe(Section):
     """Ranks items by their number of training interactions."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {}
 
     name: Literal["popularity"] = "popularity"
 
 
 class ItemKNNRecipe(Section):
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
 
     name: Literal["item_knn"] = "item_knn"
     num_neighbours: PositiveInt = 200
@@ -30,6 +43,11 @@ class ItemKNNRecipe(Section):
 class UserKNNRecipe(Section):
     """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999)."""
 
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
+
     name: Literal["user_knn"] = "user_knn"
     num_neighbours: PositiveInt = 200
     """Most similar users kept per user."""
@@ -39,8 +57,32 @@ class UserKNNRecipe(Section):
     """Similarities of pairs with fewer than this many common items are scaled by common / significance; 0: off."""
 
 
+class MFRecipe(Section):
+    """Matrix factorisation with biases, by gradient descent (Koren et al. 2009; Rendle et al. 2020)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["mf"] = "mf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
+
+class GMFRecipe(Section):
+    """Generalised matrix factorisation (He et al. 2017): MF with a weight per dimension."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["gmf"] = "gmf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
+
 class NeuMFRecipe(Section):
     """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
 
     name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32
@@ -58,6 +100,6 @@ class NeuMFRecipe(Section):
 
 
 ModelRecipe = Annotated[
-    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | NeuMFRecipe,
+    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
     Field(discriminator="name"),
 ]
