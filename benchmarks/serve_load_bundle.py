@@ -9,8 +9,8 @@ import torch
 
 from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.models.neighbours import find_neighbours
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import (
     ITEMS,
@@ -19,7 +19,7 @@ from ray_recsys.core.prepared import (
     write_partition,
     write_prepared_manifest,
 )
-from ray_recsys.core.recommending.bundle import build_bundle
+from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 NUM_USERS, NUM_ITEMS, ITEMS_PER_USER = 6040, 3706, 165
@@ -30,15 +30,16 @@ RECIPE = Recipe(model=MODEL)
 def write_registry(directory: Path) -> Path:
     """Writes a prepared set and a bundle under a directory; returns the registry. The ids are 0, 1, 2 and so on."""
     prepared = _write_prepared(directory / "prepared")
-    model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).eval()
+    model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).export()
+    neighbours = model.neighbours(RECIPE.bundle.num_neighbours, SerialExecutor())
+    assert neighbours is not None
     registry = Registry(directory / "registry")
     with registry.staging() as staging:
         build_bundle(
             staging / "bundle",
-            model=model,
+            models=BundleModels(model, "neumf", None, "neumf", neighbours),
             prepared=prepared,
             recipe=RECIPE,
-            item_neighbours=find_neighbours(model.item_gmf.detach().numpy(), 50),
             metrics={},
         )
         registry.publish(staging / "bundle")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from ray_recsys.config import ServeRecipe
+from ray_recsys.core.models.registry import MODELS
 from ray_recsys.serving.answers import ItemWriter, explain
 from ray_recsys.serving.coalescer import Coalescer
 from ray_recsys.serving.live import LiveBundle
@@ -111,9 +112,9 @@ def recommend_routes(api: Api) -> APIRouter:
         bundle = api.live.bundle
         writer = ItemWriter(bundle, string_ids)
         item_idx = find_id(bundle.catalogue.vocabulary, item_id, "item_id", "items")
-        best, scores = bundle.neighbours.item_idx[item_idx, :k], bundle.neighbours.scores[item_idx, :k]
         item = writer.items([item_idx])[0]
-        return SimilarResponse(item=item, items=writer.scored(best, scores), bundle=bundle.version)
+        found = writer.scored(*bundle.neighbours.of(item_idx, k))
+        return SimilarResponse(item=item, items=found, bundle=bundle.version)
 
     return router
 
@@ -126,7 +127,11 @@ def bundle_routes(api: Api) -> APIRouter:
     def bundle() -> BundleResponse:
         """Describes the live bundle."""
         manifest = api.live.bundle.manifest
-        return BundleResponse(**manifest.model_dump(mode="json"), model=manifest.recipe.model.name)
+        return BundleResponse(
+            **manifest.model_dump(mode="json"),
+            model_label=MODELS[manifest.model].label,
+            recall_model_label=MODELS[manifest.recall_model].label,
+        )
 
     @router.get("/v1/users", responses=_problems(422))
     def users(limit: _Limit = 20, string_ids: _StringIds = False) -> UsersResponse:

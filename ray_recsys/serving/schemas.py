@@ -117,8 +117,10 @@ class SeenResponse(_Schema):
 class BundleResponse(BundleManifest):
     """The live bundle."""
 
-    model: str = Field(examples=["item_knn"])
-    """Name of the model, as in the recipe's `[model]` section."""
+    model_label: str = Field(examples=["Item-based CF"])
+    """The name of `model` for display."""
+    recall_model_label: str = Field(examples=["Item-based CF"])
+    """The name of `recall_model` for display."""
     recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
     """Full recipe of the training run."""
 

@@ -1,5 +1,6 @@
 /** The recommendations of the page: the list, how it was made, and how long it took. */
 
+import { describeStages } from "./bundle.js";
 import { byId, element, formatMs, showItems, showProblem, showSkeleton, withStyle } from "./render.js";
 
 const INPUTS = { k: "k", num_candidates: "num-candidates", user_id: "user-id" };
@@ -59,7 +60,7 @@ function finish(problem, onRetry) {
 
 function describeSource(source) {
   const sources = {
-    "two-stage": ["Two-stage", `Recalled from the catalogue, reranked by ${byId("bundle-model").textContent || "the model"}`],
+    "two-stage": ["Two-stage", describeStages()],
     "fold-in": ["Fold-in", "From the history, without retraining"],
     popular: ["Popular", "The most popular items"],
   };

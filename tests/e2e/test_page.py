@@ -124,9 +124,9 @@ def choose_user(page: Page, user_id: str) -> None:
 def test_a_known_user(page: Page, registry: Path) -> None:
     page.get_by_role("button", name="user-00003").click()
     expect(page.locator("#results-sub")).to_contain_text(
-        "User user-00003 · Recalled from the catalogue, reranked by neumf"
+        "User user-00003 · Recalled from the catalogue, reranked by NeuMF"
     )
-    expect(page.locator("#bundle-model")).to_have_text("neumf")
+    expect(page.locator("#bundle-model")).to_have_text("NeuMF")
     expect(page.locator("#source")).to_have_text("Two-stage")
     expect(recommended(page)).to_have_count(10)
     expect(recommended(page).first).to_contain_text(re.compile(r"Title \d+"))

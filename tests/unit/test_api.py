@@ -1,5 +1,6 @@
 """What the routes answer: by one bundle, with explanations, ratings and exact ids; an error names its field."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from importlib.resources import files
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ray_recsys.core.models.neighbours import NONE, Neighbours
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.serving.routes import Api
 from tests.app_client import AppClient, local_api
@@ -213,11 +215,27 @@ def test_a_string_id_finds_its_integer(rated_client: AppClient) -> None:
     assert {**exact, "timings_ms": 0} == {**text, "timings_ms": 0}
 
 
-def test_the_bundle_names_its_model(api: Api, client: AppClient) -> None:
+def test_the_bundle_names_its_models(api: Api, client: AppClient) -> None:
     answer = client.request("GET", "/v1/bundle").json()
-    assert answer["model"] == answer["recipe"]["model"]["name"] == "neumf"
+    assert (answer["model"], answer["model_label"], answer["recall_model_label"]) == ("neumf", "NeuMF", "NeuMF")
+    assert answer["recipe"]["model"]["name"] == "neumf"
     assert answer["version"] == api.live.bundle.version
     assert (answer["num_users"], answer["num_items"]) == (60, 40)
+
+
+def test_similar_items_end_where_an_item_has_no_more_neighbours(
+    rated_api: Api, rated_client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded = Neighbours(rated_api.live.bundle.neighbours.item_idx.copy(), rated_api.live.bundle.neighbours.scores)
+    padded.item_idx[:, 2:] = NONE
+    bundle = dataclasses.replace(rated_api.live.bundle, neighbours=padded)
+    monkeypatch.setattr(rated_api.live, "bundle", bundle)
+    similar = rated_client.request("GET", f"/v1/similar/{FIRST_ID}?k=10").json()["items"]
+    assert len(similar) == 2
+    answer = rated_client.request("POST", "/v1/recommend", json={"user_id": FIRST_ID + 3, "k": 100, "explain": True})
+    seen = bundle.seen.of(3).tolist()
+    for item in answer.json()["items"]:
+        assert [one["item_id"] for one in item["because"]] == _because(bundle, item["item_id"], seen)
 
 
 def test_no_model_is_named_but_by_the_bundle(client: AppClient) -> None:
