@@ -89,7 +89,7 @@ def demo(
     stages.go("publish", lambda: publish(run, data, registry, recipe.bundle, executor, report=report))
     start_s = time.monotonic()
     report("serve: starting the graph")
-    with serve(registry, recipe, report=report) as address:
+    with serve(registry, recipe.serve, report=report) as address:
         stages.seconds["serve"] = round(time.monotonic() - start_s, 2)
         answer = _ask_for_recommendations(address, user_id)
         yield DemoResult(
