@@ -1,7 +1,17 @@
 """Typed recipes. `files` reads and writes them as TOML; `messages` puts their errors into words."""
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
-from ray_recsys.config.models import ItemKNNRecipe, ModelRecipe, NeuMFRecipe, PopularityRecipe, UserKNNRecipe
+from ray_recsys.config.models import (
+    EASERecipe,
+    HistoryWeightsRecipe,
+    IALSRecipe,
+    ItemKNNRecipe,
+    ModelRecipe,
+    NeuMFRecipe,
+    PopularityRecipe,
+    SimilarityRecipe,
+    UserKNNRecipe,
+)
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
@@ -10,8 +20,11 @@ __all__ = [
     "BundleRecipe",
     "ClusterRecipe",
     "DropRule",
+    "EASERecipe",
     "EvaluateRecipe",
     "FeedRecipe",
+    "HistoryWeightsRecipe",
+    "IALSRecipe",
     "InputRecipe",
     "ItemKNNRecipe",
     "ItemsRecipe",
@@ -21,6 +34,7 @@ __all__ = [
     "PrepareRecipe",
     "Recipe",
     "ServeRecipe",
+    "SimilarityRecipe",
     "SplitRecipe",
     "TrainRecipe",
     "TuneRecipe",

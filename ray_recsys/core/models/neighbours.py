@@ -62,11 +62,22 @@ def block_neighbours(unit: Float32s, start: int, stop: int, num_neighbours: int)
         stop: One past its last.
         num_neighbours: At most this many; fewer in a smaller catalogue.
     """
-    num_kept = min(num_neighbours, len(unit) - 1)
-    cosines = unit[start:stop] @ unit.T
-    cosines[np.arange(stop - start), np.arange(start, stop)] = -np.inf
-    best = np.sort(np.argpartition(-cosines, max(num_kept - 1, 0), axis=1)[:, :num_kept], axis=1)
-    scores = np.take_along_axis(cosines, best, axis=1)
+    return top_of_block(unit[start:stop] @ unit.T, start, num_neighbours)
+
+
+def top_of_block(similarities: Float32s, start: int, num_neighbours: int) -> Neighbours:
+    """Returns the neighbours of items start, start + 1, ...; an item is not its own neighbour.
+
+    Args:
+        similarities: float32[B, I], of each item of the block to all; the similarity to itself is overwritten.
+        start: First item of the block.
+        num_neighbours: At most this many; fewer in a smaller catalogue.
+    """
+    num_rows, num_items = similarities.shape
+    num_kept = min(num_neighbours, num_items - 1)
+    similarities[np.arange(num_rows), np.arange(start, start + num_rows)] = -np.inf
+    best = np.sort(np.argpartition(-similarities, max(num_kept - 1, 0), axis=1)[:, :num_kept], axis=1)
+    scores = np.take_along_axis(similarities, best, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")
     return Neighbours(
         np.take_along_axis(best, order, axis=1).astype(np.int32),
