@@ -46,10 +46,14 @@ class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
 class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999).
 
-    The weights of the history are those of the user whose neighbours are looked for.
+    The weights of the history are those of the user whose neighbours are looked for; the neighbours have their own.
     """
 
     name: Literal["user_knn"] = "user_knn"
+    neighbour_half_life: float | None = Field(default=None, gt=0)
+    """What a neighbour's item adds to its score halves every so many interactions back from the neighbour's last."""
+    neighbour_floor: Fraction = 0.0
+    """Share that a neighbour's old item approaches instead of 0."""
 
 
 class EASERecipe(HistoryWeightsRecipe):

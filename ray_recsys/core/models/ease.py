@@ -92,7 +92,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # n
     _check_memory(num_items, recipe.model.max_memory_gb)
     histories = read_training_matrix(prepared, weight_by_repetition=recipe.model.weight_by_repetition)
     binary = SparseFactors(histories.offsets, histories.idx, np.ones_like(histories.weights))
-    weights = _item_weights(to_csr(binary, num_items), recipe.model.l2)
+    weights = item_weights(to_csr(binary, num_items), recipe.model.l2)
     return EASE(weigh_by_recency(histories, recipe.model), weights, recipe.model)
 
 
@@ -113,9 +113,9 @@ def _check_memory(num_items: int, max_memory_gb: float) -> None:
         )
 
 
-def _item_weights(matrix: sp.csr_array, l2: float) -> Float32s:
+def item_weights(matrix: sp.csr_array, l2: float) -> Float32s:
     """Returns B, float32[I, I]."""
-    inverse = _inverse(_gram(matrix, l2))
+    inverse = inverse_in_place(_gram(matrix, l2))
     diagonal = np.diag(inverse).copy()
     weights = np.empty(inverse.shape, np.float32)
     for start in range(0, len(weights), _BLOCK_ROWS):
@@ -136,7 +136,7 @@ def _gram(matrix: sp.csr_array, l2: float) -> Float64s:
     return gram
 
 
-def _inverse(matrix: Float64s) -> Float64s:
+def inverse_in_place(matrix: Float64s) -> Float64s:
     """Returns the inverse of a symmetric positive definite matrix, in its memory."""
     # The transpose of a symmetric matrix is the same matrix in the column order that LAPACK takes without a copy.
     factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)

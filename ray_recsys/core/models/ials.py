@@ -3,8 +3,8 @@
 It minimises the sum over interactions of (<w_u, h_i> - 1)^2, plus unobserved_weight times the sum over all pairs of
 <w_u, h_i>^2, plus l2 times the sum over users of (n_u + unobserved_weight x I)^nu |w_u|^2 and the same for items. With
 the other side fixed, each row's vector is a least-squares solution, in which all pairs enter through one Gram matrix.
-The last solve is of the users, so that folding in a trained user's history gives that user's vector; it may weigh recent
-items more, by factors on their squared errors, while the items were learned from all alike.
+The last solve is of the users, so that folding in a trained user's history gives that user's vector. It may weigh the
+squared errors of recent items more, while the item vectors were learned from all alike.
 
 Shapes: U users, I items, D width, L interactions of a row (padded), B users of a call, C candidates.
 
@@ -30,8 +30,8 @@ from ray_recsys.core.models.sparse_rows import take_rows, to_csr
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 
-_BATCH_VALUES = 1 << 22  # gathered vectors of a batch of solves, float32: 16 MiB
-_BLOCK_ENTRIES = 1 << 22  # interactions of a task
+BATCH_VALUES = 1 << 22  # gathered vectors of a batch of solves, float32: 16 MiB
+BLOCK_ENTRIES = 1 << 22  # interactions of a task, unless one row alone has more
 
 
 class IALS:
@@ -172,9 +172,7 @@ class Side:
         return (self.recipe.l2 * frequency**self.recipe.nu).astype(np.float32)
 
 
-def solve_blocks(
-    side: Side, rows: SparseFactors, executor: Executor, *, stage: str, block_entries: int = _BLOCK_ENTRIES
-) -> Float32s:
+def solve_blocks(side: Side, rows: SparseFactors, executor: Executor, *, stage: str) -> Float32s:
     """Returns the least-squares vectors of rows, block by block; the same for any blocks.
 
     Args:
@@ -182,9 +180,8 @@ def solve_blocks(
         rows: Of the side that is solved.
         executor: Runs the blocks, if there is more than one.
         stage: For errors.
-        block_entries: Interactions of a block, unless one row alone has more.
     """
-    ends = np.arange(block_entries, rows.offsets[-1], block_entries)
+    ends = np.arange(BLOCK_ENTRIES, rows.offsets[-1], BLOCK_ENTRIES)
     bounds = np.unique(np.concatenate([[0], np.searchsorted(rows.offsets, ends), [len(rows)]]))
     if len(bounds) == 2:
         return side.solve(rows)
@@ -213,7 +210,7 @@ def _batches(rows: SparseFactors, width: int) -> Iterator[tuple[Int64s, int]]:
     padded = np.maximum(-(-lengths // step) * step, 1)
     for length in np.unique(padded):
         members = np.flatnonzero(padded == length)
-        size = max(1, _BATCH_VALUES // ((int(length) + width) * width))
+        size = max(1, BATCH_VALUES // ((int(length) + width) * width))
         for start in range(0, len(members), size):
             yield members[start : start + size], int(length)
 

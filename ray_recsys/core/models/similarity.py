@@ -14,7 +14,7 @@ Source: Deshpande, Karypis: Item-based top-N recommendation algorithms, TOIS 200
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,50 +25,67 @@ from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.models.contract import SparseFactors
 from ray_recsys.core.models.sparse_rows import concatenate
 
-_BLOCK_BYTES = 256 << 20
+BLOCK_BYTES = 256 << 20  # working memory of a block, unless one row alone needs more
 _BYTES_PER_ENTRY = 48  # of a block: index and product of the sparse result, similarity, sort key, order, and copies
 
 
-@dataclass(frozen=True)
-class Comparable:
-    """Rows that others are compared with.
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Rows that look for similar ones.
 
     Attributes:
-        rows: [K, F], non-negative.
+        rows: [B, F], non-negative.
+        factors: float64[B]; what each row's length contributes to the denominator.
     """
 
     rows: sp.csr_array
+    factors: Float64s
 
-    @cached_property
-    def columns(self) -> sp.csr_array:
-        """The rows transposed, [F, K]."""
-        return self.rows.T.tocsr()
+    @classmethod
+    def of(cls, rows: sp.csr_array, recipe: SimilarityRecipe) -> Self:
+        """Returns the rows and |row|^2(1 - alpha)."""
+        return cls(rows, _squared_lengths(rows) ** (1 - recipe.alpha))
 
-    @cached_property
-    def squared_lengths(self) -> Float64s:
-        """float64[K]; for rows of 0 and 1 their number of ones."""
-        return squared_lengths(self.rows)
+    def __getitem__(self, part: slice) -> "Queries":
+        return Queries(self.rows[part], self.factors[part])
 
-    def most_similar(self, queries: sp.csr_array, recipe: SimilarityRecipe, *, first: int | None) -> SparseFactors:
+
+@dataclass(frozen=True, slots=True)
+class Comparable:
+    """Rows that queries are compared with.
+
+    Attributes:
+        columns: [F, K], non-negative: the rows, transposed.
+        factors: float64[K]; what each row's length contributes to the denominator.
+        recipe: How similarity is computed, and how many are kept.
+    """
+
+    columns: sp.csr_array
+    factors: Float64s
+    recipe: SimilarityRecipe
+
+    @classmethod
+    def of(cls, rows: sp.csr_array, recipe: SimilarityRecipe) -> Self:
+        """Returns the rows, transposed, and |row|^2 alpha."""
+        return cls(rows.T.tocsr(), _squared_lengths(rows) ** recipe.alpha, recipe)
+
+    def most_similar(self, queries: Queries, *, first: int | None = None) -> SparseFactors:
         """Returns the rows most similar to each query, best first, ties by index; similarities of 0 are left out.
 
         Args:
-            queries: [B, F], non-negative.
-            recipe: How similarity is computed, and how many are kept.
-            first: The queries are the rows first..first + B - 1, none of which is similar to itself; None: they are
-                not among the rows.
+            queries: B of them.
+            first: The queries belong to the rows first..first + B - 1, and none of these is its own neighbour; None:
+                they belong to no row.
         """
-        products = queries @ self.columns
+        products = queries.rows @ self.columns
         products.sort_indices()
-        query_of = np.repeat(np.arange(len(products.indptr) - 1), np.diff(products.indptr))
-        lengths: Float64s = squared_lengths(queries)[query_of] ** (1 - recipe.alpha)
-        lengths *= self.squared_lengths[products.indices] ** recipe.alpha
+        query_of = np.repeat(np.arange(len(queries.factors)), np.diff(products.indptr))
         similarity = products.data.astype(np.float64)
-        similarity /= lengths + recipe.shrinkage
-        if recipe.significance:
-            common = _ones(queries) @ _ones(self.columns)
+        similarity /= queries.factors[query_of] * self.factors[products.indices] + self.recipe.shrinkage
+        if self.recipe.significance:
+            common = _ones(queries.rows) @ _ones(self.columns)
             common.sort_indices()
-            similarity *= np.minimum(common.data / recipe.significance, 1)
+            similarity *= np.minimum(common.data.astype(np.float64) / self.recipe.significance, 1)
         is_other = similarity > 0
         if first is not None:
             is_other &= products.indices != query_of + first
@@ -76,28 +93,13 @@ class Comparable:
             query_of[is_other],
             products.indices[is_other],
             similarity[is_other].astype(np.float32),
-            num_rows=queries.shape[0],
-            num_kept=recipe.num_neighbours,
+            num_rows=len(queries.factors),
+            num_kept=self.recipe.num_neighbours,
         )
 
 
-def squared_lengths(rows: sp.csr_array) -> Float64s:
-    """Returns the sum of the squares of each row, float64[K]."""
-    squares: Float64s = np.bincount(
-        np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)),
-        weights=rows.data.astype(np.float64) ** 2,
-        minlength=rows.shape[0],
-    )
-    return squares
-
-
 def find_similar(
-    rows: sp.csr_array,
-    recipe: SimilarityRecipe,
-    executor: Executor,
-    *,
-    queries: sp.csr_array | None = None,
-    block_bytes: int = _BLOCK_BYTES,
+    rows: sp.csr_array, recipe: SimilarityRecipe, executor: Executor, *, queries: sp.csr_array | None = None
 ) -> SparseFactors:
     """Returns the rows most similar to each row, best first, ties by index; the same for any blocks.
 
@@ -106,14 +108,13 @@ def find_similar(
         recipe: How similarity is computed, and how many are kept.
         executor: Runs the blocks, if there is more than one.
         queries: [K, F]; what each row looks for in the others, if that is not the row itself.
-        block_bytes: Working memory of a block, unless one row alone needs more.
     """
-    comparable = Comparable(rows)
-    queries = rows if queries is None else queries
-    bounds = _block_bounds(queries, comparable.columns, block_bytes)
+    comparable = Comparable.of(rows, recipe)
+    scaled = Queries.of(rows if queries is None else queries, recipe)
+    bounds = _block_bounds(scaled.rows, comparable.columns)
     if len(bounds) == 2:
-        return comparable.most_similar(queries, recipe, first=0)
-    task = _Block(executor.share((comparable, queries)), bounds, recipe)
+        return comparable.most_similar(scaled, first=0)
+    task = _Block(executor.share((comparable, scaled)), bounds)
     found = dict(executor.map(task, len(bounds) - 1, stage="comparing rows of the training matrix"))
     return concatenate([found[block] for block in range(len(bounds) - 1)])
 
@@ -122,17 +123,23 @@ def find_similar(
 class _Block:
     """The task of one block of rows."""
 
-    shared: Shared[tuple[Comparable, sp.csr_array]]
+    shared: Shared[tuple[Comparable, Queries]]
     bounds: Int64s
-    recipe: SimilarityRecipe
 
     def __call__(self, block: int) -> tuple[int, SparseFactors]:
         comparable, queries = self.shared.get()
         first, last = (int(bound) for bound in self.bounds[block : block + 2])
-        return block, comparable.most_similar(queries[first:last], self.recipe, first=first)
+        return block, comparable.most_similar(queries[first:last], first=first)
 
 
-def _block_bounds(queries: sp.csr_array, columns: sp.csr_array, block_bytes: int) -> Int64s:
+def _squared_lengths(rows: sp.csr_array) -> Float64s:
+    """Returns the sum of the squares of each row, float64[K]; for rows of 0 and 1 their number of ones."""
+    row_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    squares = rows.data.astype(np.float64) ** 2
+    return np.bincount(row_of, weights=squares, minlength=rows.shape[0]).astype(np.float64)
+
+
+def _block_bounds(queries: sp.csr_array, columns: sp.csr_array) -> Int64s:
     """Returns the first row of each block, and the number of rows: bounded by the most entries that a row can get."""
     num_rows = queries.shape[0]
     rows_of_feature = np.diff(columns.indptr).astype(np.float64)
@@ -141,7 +148,7 @@ def _block_bounds(queries: sp.csr_array, columns: sp.csr_array, block_bytes: int
     bounds = [0]
     while bounds[-1] < num_rows:
         begin = ends[bounds[-1] - 1] if bounds[-1] else 0.0
-        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(ends, begin + block_bytes, side="right"))))
+        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(ends, begin + BLOCK_BYTES, side="right"))))
     return np.array(bounds)
 
 

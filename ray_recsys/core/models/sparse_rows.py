@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ray_recsys.core.arrays import Float32s, Int64s, Integers
 from ray_recsys.core.models.contract import SparseFactors
 
-_MAX_SCORES = 1 << 24  # float32: 64 MiB
+MAX_SCORES = 1 << 24  # float32: 64 MiB
 
 
 def take_rows(factors: SparseFactors, rows: Int64s) -> SparseFactors:
@@ -69,7 +69,7 @@ def _weighted_rows(users: SparseFactors, rows: sp.csr_array | Float32s) -> Float
 
 def _parts(num_users: int, num_items: int) -> Iterator[slice]:
     """Yields slices of users whose scores of all items fit the working memory."""
-    size = max(1, _MAX_SCORES // num_items)
+    size = max(1, MAX_SCORES // num_items)
     for start in range(0, num_users, size):
         yield slice(start, start + size)
 

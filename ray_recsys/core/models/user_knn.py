@@ -1,8 +1,8 @@
 """User-based collaborative filtering: an item's score is the summed similarity of the neighbours who have it.
 
-score(u, j) = sum over v in neighbours(u) who have j of similarity(u, v). The neighbours of trained users are found when
-the model is fitted, those of a folded-in history when it is folded in. The user whose neighbours are looked for may
-weigh the recent items of the history more; the neighbours' items all weigh 1.
+score(u, j) = sum over v in neighbours(u) who have j of similarity(u, v) x weight(v, j). The neighbours of trained users
+are found when the model is fitted, those of a folded-in history when it is folded in. Similarity compares the weighted
+history of u with the plain history of v.
 
 Shapes: U users, I items, B users of a call, C candidates.
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_recsys.config import Recipe, UserKNNRecipe
+from ray_recsys.config import HistoryWeightsRecipe, Recipe, UserKNNRecipe
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
 from ray_recsys.core.models.model_arrays import save_arrays
-from ray_recsys.core.models.similarity import Comparable, find_similar
+from ray_recsys.core.models.similarity import Comparable, Queries, find_similar
 from ray_recsys.core.models.sparse_rows import from_arrays, take_rows, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
@@ -38,7 +38,9 @@ class UserKNN:
 
     def __init__(self, similar: SparseFactors, histories: SparseFactors, num_items: int, recipe: UserKNNRecipe) -> None:
         self._similar, self._histories, self._recipe = similar, histories, recipe
-        self._comparable = Comparable(to_csr(histories, num_items))
+        self._comparable = Comparable.of(to_csr(histories, num_items), recipe)
+        added = HistoryWeightsRecipe(recency_half_life=recipe.neighbour_half_life, recency_floor=recipe.neighbour_floor)
+        self._added_by_user = to_csr(weigh_by_recency(histories, added), num_items)
 
     @property
     def num_users(self) -> int:
@@ -48,7 +50,7 @@ class UserKNN:
     @property
     def num_items(self) -> int:
         """I."""
-        return int(self._comparable.rows.shape[1])
+        return int(self._comparable.columns.shape[0])
 
     def users(self, user_idx: Int64s) -> SparseFactors:
         """Returns the neighbours of trained users."""
@@ -57,12 +59,12 @@ class UserKNN:
     def fold_in(self, history: Int32s) -> SparseFactors:
         """Returns the neighbours of a history; a trained user who has that history is one of them."""
         query = to_csr(weigh_by_recency(one_history(history), self._recipe), self.num_items)
-        return self._comparable.most_similar(query, self._recipe, first=None)
+        return self._comparable.most_similar(Queries.of(query, self._recipe))
 
     def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
-        """Returns sums of similarities, float32[B, C]."""
+        """Returns weighted sums of similarities, float32[B, C]."""
         assert isinstance(users, SparseFactors)
-        return weighted_rows(users, self._comparable.rows, item_idx)
+        return weighted_rows(users, self._added_by_user, item_idx)
 
     def recall_space(self) -> None:
         """Returns None: scores are no inner product of small vectors."""
