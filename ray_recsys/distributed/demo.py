@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ItemKNNRecipe, Recipe, UserKNNRecipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.preparing.pipeline import prepare
@@ -30,6 +30,8 @@ from ray_recsys.errors import DataError, StageError
 from ray_recsys.progress import Reporter, silent
 
 NUM_SHOWN = 10
+COMPARED = (ItemKNNRecipe(), UserKNNRecipe())
+"""Models in the final table beside the recipe's own and the baselines."""
 _NOBODY = "nobody-in-particular"  # an unknown user gets what is popular
 _Result = TypeVar("_Result")
 
@@ -82,9 +84,12 @@ def demo(
     # anew, since another version's recipe may have made what is there
     stages.go("prepare", lambda: prepare(log, data, recipe, executor, items=side_file, overwrite=True, report=report))
     stages.go("train", lambda: train(data, run, recipe, executor, report=report))
+    compared = stages.go("compare", lambda: _train_compared(data, run, recipe, executor, report))
     evaluation = stages.go(
         "evaluate",
-        lambda: evaluate([run], PreparedSet.open(data), recipe.evaluate, executor, seed=recipe.seed, report=report),
+        lambda: evaluate(
+            [run, *compared], PreparedSet.open(data), recipe.evaluate, executor, seed=recipe.seed, report=report
+        ),
     )
     stages.go("publish", lambda: publish(run, data, registry, recipe.bundle, executor, report=report))
     start_s = time.monotonic()
@@ -100,6 +105,15 @@ def demo(
             api_docs=f"{address}/docs",
             stage_s=stages.seconds,
         )
+
+
+def _train_compared(data: Path, run: Path, recipe: Recipe, executor: Executor, report: Reporter) -> list[Path]:
+    """Trains the models that the demo's table shows beside the recipe's own; returns their runs."""
+    runs = []
+    for model in COMPARED:
+        runs.append(run.with_name(f"{run.name}-{model.name}"))
+        train(data, runs[-1], recipe.model_copy(update={"model": model}), executor, report=report)
+    return runs
 
 
 class _Stages:

@@ -49,7 +49,7 @@ def test_the_demo_goes_the_whole_way(directory: Path, capfd: pytest.CaptureFixtu
     assert seen.isdisjoint(movie["item_id"] for movie in result["recommended"] + result["popular"])
     scores = [movie["score"] for movie in result["recommended"]]
     assert scores == sorted(scores, reverse=True)
-    assert set(result["stage_s"]) == {"prepare", "train", "evaluate", "publish", "serve"}
+    assert set(result["stage_s"]) == {"prepare", "train", "compare", "evaluate", "publish", "serve"}
 
 
 def test_what_was_prepared_passes_the_audit(directory: Path) -> None:
