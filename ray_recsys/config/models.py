@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
 from ray_recsys.config.space import Choice, Distribution, LogUniform
@@ -151,9 +151,21 @@ class NeuMFRecipe(Section):
     """Standard deviation of the normal initial embeddings."""
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
+    gmf_output: bool = True
+    """Whether the GMF branch has output weights, as in the paper; without them it is a plain inner product."""
+    recent_items: int = Field(default=0, ge=0)
+    """How many of the user's latest items before the one to be predicted add to the user's vectors; 0: none, as in the
+    paper."""
+    recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
+    """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
 
 
 ModelRecipe = Annotated[
     PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
     Field(discriminator="name"),
 ]
+
+
+def num_recent_items(model: ModelRecipe) -> int:
+    """Returns how many recent items a model wants to see of each positive's user."""
+    return model.recent_items if isinstance(model, NeuMFRecipe) else 0

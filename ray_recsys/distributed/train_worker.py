@@ -55,13 +55,14 @@ def train_worker(config: dict[str, Any]) -> Any:
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
     spec = MODELS[args.recipe.model.name]
     assert spec.build is not None
+    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     trainer = Trainer(
         spec.build(prepared, args.recipe),
         args.recipe.train,
+        steps_per_epoch=feed.plan.num_steps,
         device=ray.train.torch.get_device(),
         wrap=data_parallel,
     )
-    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
     with tempfile.TemporaryDirectory(prefix="best-model-") as best:
         try:

@@ -156,14 +156,15 @@ def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
         ray_tune.report({**sums.means(), "num_epochs": 0, "best_epoch": 0})
         return
     assert spec.build is not None
-    trainer = Trainer(spec.build(prepared, chosen), chosen.train)
+    feed = local_feed(prepared, chosen)
+    trainer = Trainer(spec.build(prepared, chosen), chosen.train, steps_per_epoch=feed.plan.num_steps)
 
     def tell(*_: object) -> None:
         progress = trainer.progress
         metrics = {trainer.metric.label: math.inf if trainer.metric.is_error else 0.0} | progress.best_metrics
         ray_tune.report({**metrics, "num_epochs": progress.num_epochs, "best_epoch": progress.best_epoch})
 
-    train_epochs(trainer, local_feed(prepared, chosen), validation, chosen.seed, tell)
+    train_epochs(trainer, feed, validation, chosen.seed, tell)
 
 
 def _fit(

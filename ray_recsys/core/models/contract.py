@@ -120,11 +120,12 @@ class Model(Scorer, Protocol):
         """I."""
         ...
 
-    def fold_in(self, history: Int32s) -> UserFactors | None:
-        """Returns the factors of one user who was not trained; None: the model cannot fold in.
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
+        """Returns the factors of one user from a history; None: the model cannot fold in.
 
         Args:
             history: Items of the user, oldest first; at least one.
+            user_idx: A trained user, whose history has grown since; None: nobody that was trained.
         """
         ...
 
@@ -160,6 +161,9 @@ class TensorBatch:
     """float32[B] for the explicit objective, else None."""
     global_batch_size: int
     """Positives of this step over all workers."""
+    recent: Tensor | None = None
+    """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer. None: the model
+    does not want them."""
 
 
 class GradientModel(nn.Module, ABC):

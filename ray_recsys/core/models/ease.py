@@ -54,7 +54,7 @@ class EASE:
         """Returns the weighted histories of trained users."""
         return self._histories.take(user_idx)
 
-    def fold_in(self, history: Int32s) -> SparseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
         """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
         return weigh_by_recency(one_history(history), self._recipe)
 

@@ -61,7 +61,7 @@ class IALS:
         """Returns the vectors of trained users."""
         return DenseFactors(self._user_vectors[user_idx])
 
-    def fold_in(self, history: Int32s) -> DenseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> DenseFactors:  # noqa: ARG002 - contract
         """Returns the least-squares vector of a history; exactly a trained user's if it is that user's."""
         side = Side(self._item_vectors, self._gram, self._recipe)
         return DenseFactors(side.solve(weigh_by_recency(one_history(history), self._recipe)))

@@ -53,7 +53,7 @@ class UserKNN:
         """Returns the neighbours of trained users."""
         return self._similar.take(user_idx)
 
-    def fold_in(self, history: Int32s) -> SparseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
         """Returns the neighbours of a history; a trained user who has that history is one of them."""
         query = to_csr(weigh_by_recency(one_history(history), self._recipe), self.num_items)
         return self._comparable.most_similar(Queries.of(query, self._recipe))
