@@ -41,6 +41,9 @@ class TrainRecipe(Section):
     """After the warm-up: constant, or falling linearly to 0 at the end of the last epoch."""
     l2: float = Field(default=0.0, ge=0)
     """L2 on the embedding rows that a batch touches, per sample."""
+    refit: bool = False
+    """After the number of epochs has been chosen by validation, train again on everything, held-out interactions
+    included, for that number of epochs: for a model to be published, not to be evaluated on the same data."""
     early_stopping_epochs: PositiveInt | None = 5
     """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
     validate_every_epochs: PositiveInt = 1

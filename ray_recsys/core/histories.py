@@ -3,6 +3,7 @@
 Shape letters: U users, n interactions, both of the table at hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,6 +56,28 @@ class Histories:
         """Indices of the users, int64[U]."""
         return np.arange(self.first_user_idx, self.first_user_idx + self.training.num_users)
 
+    def all_interactions(self) -> Interactions:
+        """Returns training and held-out interactions together, oldest first.
+
+        Ties in time, and histories without times, keep the order training, validation, test.
+        """
+        parts = (self.training, self.validation, self.test)
+        rows = np.concatenate([part.rows() for part in parts])
+        times = _joined([part.timestamp_s for part in parts])
+        order = np.argsort(rows, kind="stable") if times is None else np.lexsort((times, rows))
+        columns = {name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS}
+        lengths = np.bincount(rows, minlength=self.training.num_users)
+        return Interactions(
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            **{name: values[order] for name, values in columns.items() if values is not None},
+        )
+
+    def with_held_out(self) -> Self:
+        """Returns the histories whose training is everything, with nothing held out."""
+        training = self.all_interactions()
+        nothing = Interactions(np.zeros_like(training.offsets), training.item_idx[:0])
+        return type(self)(self.first_user_idx, training, nothing, nothing)
+
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """Returns the histories in a table of complete users (a partition of a prepared set)."""
@@ -63,6 +86,12 @@ class Histories:
 
 
 COLUMNS = {"item_idx": pa.int32(), "timestamp_s": pa.int64(), "rating": pa.float32(), "repetition": pa.int32()}
+
+
+def _joined(parts: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """Returns the column of all parts; None if a part lacks it."""
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if len(there) == len(parts) else None
 
 
 def to_table(histories: Histories, user_ids: pa.Array) -> pa.Table:

@@ -11,10 +11,11 @@ Items are sorted by descending count, ties by id, so that index 0 is the most po
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -73,6 +74,8 @@ class PreparedSet:
     path: Path
     manifest: PreparedManifest
     files: Mapping[str, Mapping[str, Any]]
+    includes_held_out: bool = False
+    """Whether held-out interactions count as training; see `with_held_out`."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -97,16 +100,37 @@ class PreparedSet:
             for _ in threads.map(lambda file: verify_file(self.path, file, self.files[file]), files):
                 pass
 
+    def with_held_out(self) -> Self:
+        """Returns the same set with every interaction in the training and nothing held out, for a refit."""
+        partitions = tuple(
+            info.model_copy(
+                update={
+                    "num_training": info.num_training + info.num_validation + info.num_test,
+                    "num_validation": 0,
+                    "num_test": 0,
+                }
+            )
+            for info in self.manifest.partitions
+        )
+        total = self.manifest.num_training + self.manifest.num_validation + self.manifest.num_test
+        counts = {"num_training": total, "num_validation": 0, "num_test": 0, "partitions": partitions}
+        return replace(self, manifest=self.manifest.model_copy(update=counts), includes_held_out=True)
+
     def partition_path(self, partition: int) -> Path:
         """Returns the absolute path of a partition's file."""
         return self.path / self.manifest.partitions[partition].file
 
     def read_partition(self, partition: int) -> Histories:
         """Returns the histories of a partition."""
-        return Histories.from_table(pq.read_table(self.partition_path(partition)))
+        histories = Histories.from_table(pq.read_table(self.partition_path(partition)))
+        return histories.with_held_out() if self.includes_held_out else histories
 
     def read_columns(self, partition: int, columns: Sequence[str]) -> pa.Table:
         """Returns the given columns of a partition, without those that it lacks."""
+        if self.includes_held_out:
+            histories = self.read_partition(partition)
+            table = to_table(histories, pa.nulls(histories.training.num_users))
+            return table.select([column for column in columns if column in table.column_names])
         file = pq.ParquetFile(self.partition_path(partition))
         present = set(file.schema_arrow.names)
         return file.read(columns=[column for column in columns if column in present])
@@ -120,7 +144,12 @@ class PreparedSet:
         return pq.read_table(self.path / ITEMS)
 
     def item_counts(self) -> Int64s:
-        """Returns each item's number of training interactions, int64[I], descending."""
+        """Returns each item's number of training interactions, int64[I]; descending, unless held-out ones count."""
+        if self.includes_held_out:
+            total = np.zeros(self.manifest.num_items, np.int64)
+            for partition in range(len(self.manifest.partitions)):
+                total += np.bincount(self.read_partition(partition).training.item_idx, minlength=len(total))
+            return total
         counts: Int64s = pq.read_table(self.path / ITEMS, columns=["count"])["count"].to_numpy()
         return counts
 

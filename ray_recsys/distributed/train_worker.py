@@ -39,6 +39,8 @@ class WorkerArgs(BaseModel):
     run: Path
     recipe: Recipe
     resources: FeedResources
+    refit_epochs: int | None = None
+    """Epochs of a refit on everything; None: training, with validation."""
 
 
 def train_worker(config: dict[str, Any]) -> Any:
@@ -50,6 +52,8 @@ def train_worker(config: dict[str, Any]) -> Any:
     args = WorkerArgs.model_validate(config["args"])
     progress: ProgressSender = config["progress"]
     prepared = PreparedSet.open(args.data)
+    if args.refit_epochs is not None:
+        prepared = prepared.with_held_out()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
@@ -60,6 +64,7 @@ def train_worker(config: dict[str, Any]) -> Any:
         spec.build(prepared, args.recipe),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
+        num_epochs=args.refit_epochs,
         device=ray.train.torch.get_device(),
         wrap=data_parallel,
     )
@@ -71,7 +76,8 @@ def train_worker(config: dict[str, Any]) -> Any:
                     load_checkpoint(trainer, Path(directory), Path(best))
             if rank == 0:
                 progress.start(trainer.progress.num_epochs)
-            on_epoch = _EpochReporter(trainer, rank, args.run, Path(best), progress)
+            curves = args.run / CURVES if args.refit_epochs is None else None
+            on_epoch = _EpochReporter(trainer, rank, curves, Path(best), progress)
             train_epochs(trainer, feed, validation, args.recipe.seed, on_epoch)
         except RecsysError as error:
             return error
@@ -93,7 +99,7 @@ class _EpochReporter:
 
     trainer: Trainer
     rank: int
-    run: Path
+    curves: Path | None
     best: Path
     """Directory that holds the best epoch's model."""
     progress: ProgressSender
@@ -104,7 +110,8 @@ class _EpochReporter:
             directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
             save_checkpoint(self.trainer, directory, self.best)
             checkpoint = ray.train.Checkpoint.from_directory(directory)
-            write_curves(self.run / CURVES, self.trainer.progress.records)
+            if self.curves is not None:
+                write_curves(self.curves, self.trainer.progress.records)
             self.progress.send(self._event(record))
         ray.train.report(
             {"epoch": record.epoch},

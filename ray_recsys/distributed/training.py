@@ -12,7 +12,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
@@ -31,7 +31,9 @@ from ray_recsys.core.training.run import (
     start_of,
     start_run,
 )
+from ray_recsys.core.training.trainer import Progress
 from ray_recsys.core.workflows.fit import fit
+from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.distributed.progress_channel import progress_channel
 from ray_recsys.distributed.ray_errors import root_cause
 from ray_recsys.distributed.resources import require_workers
@@ -64,10 +66,53 @@ def train(
     return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
 
 
-def train_by_gradient(
-    prepared: PreparedSet, output: Path, recipe: Recipe, *, resume: bool, report: Reporter
+def refit(
+    finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter = silent
 ) -> TrainResult:
-    """Trains until early stopping or the last epoch; see `train`."""
+    """Trains a finished run's model again on everything, held-out interactions included, into a new run.
+
+    Args:
+        finished: The run whose recipe and number of epochs are used.
+        data: The prepared set that it was trained on.
+        output: The run to write.
+        cluster: Workers of the new run.
+        executor: For models that are fitted without epochs.
+        report: Gets an event per epoch.
+
+    Raises:
+        ArtifactError: `output` exists, or run or data cannot be used or do not belong together.
+        ClusterError: The cluster has too few CPUs or GPUs.
+        StageError: Training failed or diverged.
+    """
+    prepared, run = PreparedSet.open(data), Run.open(finished)
+    TrainedModel.open(finished).check_fits(prepared)
+    trained = run.manifest.recipe
+    recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
+    if MODELS[recipe.model.name].fit is not None:
+        return fit(prepared, output, recipe, executor, report=report)
+    chosen = read_progress(run.path / LAST)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=False, report=report, chosen=chosen)
+
+
+def train_by_gradient(
+    prepared: PreparedSet,
+    output: Path,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    report: Reporter,
+    chosen: Progress | None = None,
+) -> TrainResult:
+    """Trains until early stopping or the last epoch; see `train`.
+
+    Args:
+        prepared: The prepared set.
+        output: The run to write, an absolute path.
+        recipe: Model, feed, train, cluster and seed.
+        resume: Resume the unfinished run at `output`.
+        report: Gets an event per epoch.
+        chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
+    """
     start_s = time.perf_counter()
     start = start_of(prepared, recipe)
     if resume and not can_resume(output, start):
@@ -79,11 +124,26 @@ def train_by_gradient(
         report(f"resuming the run at {output}")
     else:
         start_run(output, start)
-    checkpoint = _fit(WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources), report)
-    manifest = _export(checkpoint, output)
-    best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
-    report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
+    args = WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources)
+    if chosen is None:
+        checkpoint = _fit(args, report)
+        progress = _read_progress(checkpoint)
+        best = ", ".join(f"{name} {value:.4f}" for name, value in progress.best_metrics.items()) or "no validation"
+        report(f"{progress.num_epochs} epochs, best {progress.best_epoch}: {best}")
+    else:
+        progress = chosen
+    if recipe.train.refit:
+        report(f"refitting on everything for {progress.best_epoch} epochs, held-out interactions included")
+        checkpoint = _fit(args.model_copy(update={"refit_epochs": progress.best_epoch}), report)
+        _read_progress(checkpoint)
+    manifest = _export(checkpoint, progress, output, is_refit=recipe.train.refit)
     return TrainResult.of(output, manifest, start_s)
+
+
+def _read_progress(checkpoint: Path) -> Progress:
+    """Returns the progress of a checkpoint whose every file was checked."""
+    verify_checkpoint(checkpoint)
+    return read_progress(checkpoint)
 
 
 def _fit(args: WorkerArgs, report: Reporter) -> Path:
@@ -100,7 +160,7 @@ def _fit(args: WorkerArgs, report: Reporter) -> Path:
                 resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
             ),
             run_config=ray.train.RunConfig(
-                name="train",
+                name="train" if args.refit_epochs is None else "refit",
                 storage_path=str(args.run / RAY_STORAGE),
                 failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -129,17 +189,19 @@ def _explain(error: ray.train.TrainingFailedError) -> RecsysError:
     return StageError(f"training failed: {error}")
 
 
-def _export(checkpoint: Path, output: Path) -> RunManifest:
+def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
-    verify_checkpoint(checkpoint)
-    progress = read_progress(checkpoint)
     for name in (MODEL, LAST):
         shutil.rmtree(output / name, ignore_errors=True)
     shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
     shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
     write_curves(output / CURVES, progress.records)
     manifest = finish_run(
-        output, num_epochs=progress.num_epochs, best_epoch=progress.best_epoch, metrics=progress.best_metrics
+        output,
+        num_epochs=progress.num_epochs,
+        best_epoch=progress.best_epoch,
+        metrics=progress.best_metrics,
+        refit=is_refit,
     )
     shutil.rmtree(output / RAY_STORAGE)
     return manifest

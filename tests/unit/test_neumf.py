@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def _means_of(model: NeuMF, recent: list[list[int]]) -> Tensor:
 @pytest.mark.parametrize("gmf_output", [False, True])
 @pytest.mark.parametrize("num_positives", [2, 9])
 def test_recent_items_equal_the_textbook_forward_and_backward(num_positives: int, gmf_output: bool) -> None:
-    keys = {"recent_items": 4, "recent_half_lives": (1.0, 3.0), "gmf_output": gmf_output}
+    keys: dict[str, Any] = {"recent_items": 4, "recent_half_lives": (1.0, 3.0), "gmf_output": gmf_output}
     ours, naive = make(**keys), make(**keys)
     rng = torch.Generator().manual_seed(5)
     user_idx = torch.randint(USERS, (num_positives,), generator=rng)

@@ -85,3 +85,29 @@ def test_a_changed_byte_is_found_by_verify_and_not_by_open(tmp_path: Path, name:
     with pytest.raises(IntegrityError, match=rf"{name} was changed"):
         opened.verify(name)
     opened.verify("users/part-00000.parquet")
+
+
+def test_with_held_out_everything_is_training(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "set", has_ratings=True)
+    everything = prepared.with_held_out()
+    manifest = everything.manifest
+    assert (manifest.num_training, manifest.num_validation, manifest.num_test) == (prepared.manifest.rows_kept, 0, 0)
+    counts = np.zeros(manifest.num_items, np.int64)
+    for partition, info in enumerate(manifest.partitions):
+        histories = everything.read_partition(partition)
+        assert len(histories.training.item_idx) == info.num_training
+        assert not histories.validation.lengths.any()
+        assert not histories.test.lengths.any()
+        parts = prepared.read_partition(partition)
+        for row in range(info.num_users):
+            items = [
+                part.item_idx[slice(*part.offsets[row : row + 2])]
+                for part in (parts.training, parts.validation, parts.test)
+            ]
+            found = histories.training.item_idx[slice(*histories.training.offsets[row : row + 2])]
+            assert found.tolist() == np.concatenate(items).tolist()
+        table = everything.read_columns(partition, ["user_idx", "item_idx", "test_item_idx", "rating"])
+        assert table["item_idx"].combine_chunks().flatten().to_pylist() == histories.training.item_idx.tolist()
+        assert table["test_item_idx"].combine_chunks().flatten().to_pylist() == []
+        counts += np.bincount(histories.training.item_idx, minlength=len(counts))
+    assert everything.item_counts().tolist() == counts.tolist()

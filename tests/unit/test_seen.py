@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.recommending import seen
-from ray_recsys.core.recommending.seen import SeenItems, seen_in_order, write_seen
+from ray_recsys.core.recommending.seen import SeenItems, write_seen
 from ray_recsys.errors import IntegrityError
 from tests.factories import make_prepared_set
 
@@ -28,17 +27,6 @@ def test_ratings_follow_their_items_over_all_partitions(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.ratings_of(user_idx), np.concatenate(ratings))
             num_checked += len(expected)
     assert num_checked == prepared.manifest.rows_kept
-
-
-def test_ratings_are_sorted_by_time_with_their_items() -> None:
-    training = Interactions(np.array([0, 2]), np.array([5, 6], np.int32), np.array([30, 10]), np.array([3, 1], "f4"))
-    validation = Interactions(np.array([0, 1]), np.array([7], np.int32), np.array([20]), np.array([2], "f4"))
-    nothing = Interactions(np.array([0, 0]), np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    found = seen_in_order(Histories(0, training, validation, nothing))
-    assert found.of(0).tolist() == [6, 7, 5]
-    ratings = found.ratings_of(0)
-    assert ratings is not None
-    assert ratings.tolist() == [1, 2, 3]
 
 
 def test_without_ratings_there_is_no_file_of_them(tmp_path: Path) -> None:

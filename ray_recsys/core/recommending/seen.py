@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s
-from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import IntegrityError
 
@@ -84,39 +83,20 @@ def write_seen(directory: Path, prepared: PreparedSet) -> int:
     written = 0
     for partition in range(len(manifest.partitions)):
         histories = prepared.read_partition(partition)
-        seen = seen_in_order(histories)
-        first, stop = histories.first_user_idx + 1, written + len(seen.items)
+        seen = histories.all_interactions()
+        first, stop = histories.first_user_idx + 1, written + len(seen.item_idx)
         offsets[first : first + seen.num_users] = written + seen.offsets[1:]
-        items[written:stop] = seen.items
-        if seen.ratings is not None:
+        items[written:stop] = seen.item_idx
+        if seen.rating is not None:
             if ratings is None:
                 ratings = _new_array(directory / RATINGS, np.float32, total)
-            ratings[written:stop] = seen.ratings
+            ratings[written:stop] = seen.rating
         written = stop
     assert written == total, (written, total)
     for array in (offsets, items, ratings):
         if array is not None:
             array.flush()
     return total
-
-
-def seen_in_order(histories: Histories) -> SeenItems:
-    """Returns the seen items of a partition's users, oldest first; row 0 is the partition's first user.
-
-    Ties in time, and histories without times, keep the order training, validation, test.
-    """
-    parts = (histories.training, histories.validation, histories.test)
-    rows = np.concatenate([part.rows() for part in parts])
-    times = [part.timestamp_s for part in parts if part.timestamp_s is not None]
-    order = np.lexsort((np.concatenate(times), rows)) if len(times) == len(parts) else np.argsort(rows, kind="stable")
-    items = np.concatenate([part.item_idx for part in parts])[order].astype(np.int32)
-    ratings = [part.rating for part in parts if part.rating is not None]
-    lengths = np.bincount(rows, minlength=histories.training.num_users)
-    return SeenItems(
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items,
-        np.concatenate(ratings)[order].astype(np.float32) if len(ratings) == len(parts) else None,
-    )
 
 
 def _new_array(path: Path, dtype: npt.DTypeLike, length: int) -> "np.memmap[Any, np.dtype[Any]]":

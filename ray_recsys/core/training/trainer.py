@@ -76,6 +76,7 @@ class Trainer:
         model: With its initial weights; it is moved to the device.
         recipe: Optimization.
         steps_per_epoch: Optimizer steps of an epoch; they stretch the learning-rate schedule.
+        num_epochs: Epochs to run at most; None: those of the recipe, which the schedule follows in any case.
         device: Where the model is trained.
         wrap: Makes the model data-parallel so that gradients are summed (not averaged) over workers.
     """
@@ -86,6 +87,7 @@ class Trainer:
         recipe: TrainRecipe,
         *,
         steps_per_epoch: int = 1,
+        num_epochs: int | None = None,
         device: torch.device | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
@@ -97,12 +99,13 @@ class Trainer:
         self.metric = deciding_metric(recipe)
         self._loss = wrap(self.model)
         self._num_steps = steps_per_epoch * recipe.epochs
+        self._num_epochs = num_epochs or recipe.epochs
 
     @property
     def is_done(self) -> bool:
         """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
         progress, patience = self.progress, self.recipe.early_stopping_epochs
-        if progress.num_epochs >= self.recipe.epochs:
+        if progress.num_epochs >= self._num_epochs:
             return True
         if patience is None or not progress.records or not progress.records[-1].metrics:
             return False

@@ -34,6 +34,8 @@ class PublishResult(BaseModel):
     num_users: int
     num_items: int
     num_interactions: int
+    refit: bool
+    """Whether the model was trained on everything, held-out interactions included."""
     metrics: dict[str, float]
     """Validation metrics of the run."""
 
@@ -82,11 +84,12 @@ def publish(
             prepared=prepared,
             recipe=opened.manifest.recipe.model_copy(update={"bundle": recipe}),
             metrics={"validation": opened.manifest.metrics},
+            refit=opened.manifest.refit,
             parent=home.live(),
         )
         version = home.publish(staging / "bundle")
     report(f"{version} is live in {home.path}")
-    same = manifest.model_dump(include={"model", "recall_model", "num_users", "num_items", "num_interactions"})
+    same = manifest.model_dump(include={"model", "recall_model", "num_users", "num_items", "num_interactions", "refit"})
     return PublishResult(
         version=version,
         path=home.bundle_path(version),
