@@ -1,4 +1,4 @@
-"""A registry with one bundle of MovieLens-1M's shape and random weights, for benchmarks of serving."""
+"""A registry with one bundle of the shape of MovieLens-1M and random weights, for serving benchmarks."""
 
 from pathlib import Path
 
@@ -8,28 +8,30 @@ import torch
 
 from benchmarks.prepared_sets import histories_of, write_set
 from ray_recsys.config import NeuMFRecipe, Recipe
-from ray_recsys.core.models.neighbours import find_neighbours
+from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending.bundle import build_bundle
+from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 NUM_USERS, NUM_ITEMS, ITEMS_PER_USER = 6040, 3706, 165
-RECIPE = Recipe(model=NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3))
+MODEL = NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32), init_std=0.3)
+RECIPE = Recipe(model=MODEL)
 
 
 def write_registry(directory: Path) -> Path:
-    """Writes a prepared set and a bundle under a directory; returns the registry, whose ids are 0, 1, 2 and so on."""
+    """Writes a prepared set and a bundle under a directory; returns the registry. The ids are 0, 1, 2 and so on."""
     prepared = _write_prepared(directory / "prepared")
-    model = NeuMF(NUM_USERS, NUM_ITEMS, RECIPE.model, generator=torch.Generator().manual_seed(0)).eval()
+    model = NeuMF(NUM_USERS, NUM_ITEMS, MODEL, generator=torch.Generator().manual_seed(0)).export()
+    neighbours = model.neighbours(RECIPE.bundle.num_neighbours, SerialExecutor())
+    assert neighbours is not None
     registry = Registry(directory / "registry")
     with registry.staging() as staging:
         build_bundle(
             staging / "bundle",
-            model=model,
+            models=BundleModels(model, "neumf", None, "neumf", neighbours),
             prepared=prepared,
             recipe=RECIPE,
-            item_neighbours=find_neighbours(model.item_gmf.detach().numpy(), 50),
             metrics={},
         )
         registry.publish(staging / "bundle")

@@ -14,9 +14,19 @@ from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepare
 
 
 def make_prepared_set(
-    path: Path, *, num_users: int = 60, num_items: int = 40, num_partitions: int = 3, seed: int = 0
+    path: Path,
+    *,
+    num_users: int = 60,
+    num_items: int = 40,
+    num_partitions: int = 3,
+    seed: int = 0,
+    first_id: int | None = None,
+    has_ratings: bool = False,
 ) -> PreparedSet:
-    """Writes a leave-one-out prepared set: each user has 1 validation, 1 test and 3..12 training interactions."""
+    """Writes a leave-one-out prepared set: each user has 1 validation, 1 test and 3..12 training interactions.
+
+    Ids are strings, or consecutive integers from `first_id`; ratings are 0.5, 1.0 .. 5.0.
+    """
     rng = np.random.default_rng(seed)
     lengths = np.minimum(rng.integers(5, 15, num_users), num_items - 1)
     weights = 1.0 / (1.0 + np.arange(num_items))  # popular items are drawn more often
@@ -30,17 +40,20 @@ def make_prepared_set(
     def histories(users: Int64s) -> Histories:
         return Histories(
             int(users[0]) if len(users) else 0,
-            _part([items[u][:-2] for u in users], 0),
-            _part([items[u][-2:-1] for u in users], 1_000_000),
-            _part([items[u][-1:] for u in users], 2_000_000),
+            _part([items[u][:-2] for u in users], 0, has_ratings=has_ratings),
+            _part([items[u][-2:-1] for u in users], 1_000_000, has_ratings=has_ratings),
+            _part([items[u][-1:] for u in users], 2_000_000, has_ratings=has_ratings),
         )
+
+    def ids(idx: Int64s, text: str) -> pa.Array:
+        return pa.array([text.format(i) for i in idx] if first_id is None else first_id + idx)
 
     return write_set(
         path,
         (histories(users) for users in np.array_split(np.arange(num_users), num_partitions)),
         num_items,
-        item_columns={"item_id": pa.array([f"item-{i:04d}" for i in order]), "title": [f"Title {i}" for i in order]},
-        user_ids=lambda user_idx: pa.array([f"user-{u:05d}" for u in user_idx], pa.string()),
+        item_columns={"item_id": ids(order, "item-{:04d}"), "title": [f"Title {i}" for i in order]},
+        user_ids=lambda user_idx: ids(user_idx, "user-{:05d}"),
         split={"method": "leave_one_out"},
     )
 
@@ -74,9 +87,10 @@ def change_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _part(items: list[Int64s], start_s: int) -> Interactions:
+def _part(items: list[Int64s], start_s: int, *, has_ratings: bool) -> Interactions:
     lengths = np.array([len(i) for i in items], np.int64)
     flat = np.concatenate(items) if items else np.zeros(0, np.int64)
     times = np.concatenate([start_s + np.arange(n) for n in lengths]) if items else np.zeros(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Interactions(offsets, flat.astype(np.int32), times.astype(np.int64))
+    ratings = (0.5 + 0.5 * ((flat + np.arange(len(flat))) % 10)).astype(np.float32) if has_ratings else None
+    return Interactions(offsets, flat.astype(np.int32), times.astype(np.int64), ratings)

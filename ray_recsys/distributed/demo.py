@@ -23,7 +23,7 @@ from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
 from ray_recsys.core.workflows.publish import publish
 from ray_recsys.datasets.movielens_demo import write_movielens
-from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
@@ -89,7 +89,7 @@ def demo(
     stages.go("publish", lambda: publish(run, data, registry, recipe.bundle, executor, report=report))
     start_s = time.monotonic()
     report("serve: starting the graph")
-    with serve(registry, recipe, report=report) as address:
+    with serve(registry, recipe.serve, report=report) as address:
         stages.seconds["serve"] = round(time.monotonic() - start_s, 2)
         answer = _ask_for_recommendations(address, user_id)
         yield DemoResult(

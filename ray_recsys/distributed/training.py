@@ -7,7 +7,6 @@ a lost driver `resume` continues. What a worker does is in `train_worker`.
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -33,9 +32,10 @@ from ray_recsys.core.training.run import (
     start_run,
 )
 from ray_recsys.core.workflows.fit import fit
-from ray_recsys.distributed.feed import Feed, make_feed
+from ray_recsys.distributed.progress_channel import progress_channel
+from ray_recsys.distributed.ray_errors import root_cause
+from ray_recsys.distributed.resources import require_workers
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
-from ray_recsys.distributed.training_progress import watching
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -74,44 +74,42 @@ def train_by_gradient(
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
     prepared.verify()
-    feed = make_feed(prepared, recipe, report=report)  # before anything is written: it refuses too small a cluster
+    resources = require_workers(recipe.cluster, report=report)  # before anything is written
     if resume:
         report(f"resuming the run at {output}")
     else:
         start_run(output, start)
-    checkpoint = _fit(feed, WorkerArgs(data=prepared.path, run=output, recipe=recipe), report)
+    checkpoint = _fit(WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources), report)
     manifest = _export(checkpoint, output)
     best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
     report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
     return TrainResult.of(output, manifest, start_s)
 
 
-def _fit(feed: Feed, args: WorkerArgs, report: Reporter) -> Path:
+def _fit(args: WorkerArgs, report: Reporter) -> Path:
     """Runs Ray Train to the end; returns the last checkpoint."""
     cluster = args.recipe.cluster
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=args.model_dump(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=str(args.run / RAY_STORAGE),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-        datasets=dict(feed.datasets),
-        dataset_config=feed.data_config,
-    )
     report(f"starting {cluster.num_workers} workers")
-    try:
-        with watching(args.run / CURVES, report):
+    with progress_channel(report) as progress:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"args": args.model_dump(), "progress": progress},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=cluster.num_workers,
+                use_gpu=cluster.use_gpu,
+                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=str(args.run / RAY_STORAGE),
+                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
             result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _explain(error) from error
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error) from error
     outcome = getattr(result, "return_value", None)
     if isinstance(outcome, RecsysError):
         raise outcome
@@ -123,9 +121,7 @@ def _explain(error: ray.train.TrainingFailedError) -> RecsysError:
     """Returns the worker's own error, without Ray's layers around it."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        cause: Any = failure
-        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-            cause = inner
+        cause = root_cause(failure)
         if isinstance(cause, RecsysError):
             return cause
         text = str(cause).strip().splitlines()

@@ -63,7 +63,7 @@ def test_http_equals_recommend_id_for_id(directory: Path, tmp_path: Path, capfd:
         assert main(["recommend", "--json", "--bundle", str(bundle.path), "--output", str(output), "--k", "10"]) == 0
     offline = _offline_lists(output)
     assert len(offline) == bundle.manifest.num_users
-    with serve(directory / "registry", load_recipe(overrides=["serve.port=0"])) as address:
+    with serve(directory / "registry", load_recipe(overrides=["serve.port=0"]).serve) as address:
         for user_id in sorted(offline)[:NUM_COMPARED]:
             answer = _ask(f"{address}/v1/recommend/{user_id}?k=10")
             assert [item["item_id"] for item in answer["items"]] == offline[user_id], f"user {user_id}"

@@ -56,11 +56,6 @@ class Neighbours:
         return np.asarray(items[:num_kept]), np.asarray(self.scores[item_idx, :num_kept])
 
 
-def no_neighbours(num_items: int) -> Neighbours:
-    """Returns the neighbours of a catalogue whose items are not compared: none."""
-    return Neighbours(np.zeros((num_items, 0), np.int32), np.zeros((num_items, 0), np.float32))
-
-
 def nearest_by_cosine(embeddings: Float32s, num_neighbours: int, executor: Executor) -> Neighbours:
     """Returns the items with the highest cosine to each item, itself left out.
 

@@ -116,9 +116,9 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         num_pairs = num_positives = 0
         for batch in batches:
-            total += self._step(batch) * batch.global_size
+            total += self._step(batch) * batch.global_batch_size
             num_pairs += batch.item_idx.size
-            num_positives += batch.global_size
+            num_positives += batch.global_batch_size
         return float(total), num_pairs, num_positives
 
     def check_loss(self, epoch: int, loss: float) -> None:
@@ -160,7 +160,7 @@ class Trainer:
             self._tensor(batch.item_idx),
             self._tensor(batch.weight),
             rating,
-            batch.global_size,
+            batch.global_batch_size,
         )
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
