@@ -2,12 +2,16 @@
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
 from ray_recsys.config.models import (
+    EASERecipe,
     GMFRecipe,
+    HistoryWeightsRecipe,
+    IALSRecipe,
     ItemKNNRecipe,
     MFRecipe,
     ModelRecipe,
     NeuMFRecipe,
     PopularityRecipe,
+    SimilarityRecipe,
     UserKNNRecipe,
 )
 from ray_recsys.config.recipe import Recipe
@@ -18,9 +22,12 @@ __all__ = [
     "BundleRecipe",
     "ClusterRecipe",
     "DropRule",
+    "EASERecipe",
     "EvaluateRecipe",
     "FeedRecipe",
     "GMFRecipe",
+    "HistoryWeightsRecipe",
+    "IALSRecipe",
     "InputRecipe",
     "ItemKNNRecipe",
     "ItemsRecipe",
@@ -31,6 +38,7 @@ __all__ = [
     "PrepareRecipe",
     "Recipe",
     "ServeRecipe",
+    "SimilarityRecipe",
     "SplitRecipe",
     "TrainRecipe",
     "TuneRecipe",

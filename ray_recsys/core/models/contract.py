@@ -30,7 +30,7 @@ class DenseFactors:
     def __len__(self) -> int:
         return len(self.values)
 
-    def take(self, rows: Int64s) -> "DenseFactors":
+    def take(self, rows: Int64s | slice) -> "DenseFactors":
         """Returns the factors of the given rows, in that order; a row may occur more than once."""
         return DenseFactors(self.values[rows])
 
@@ -49,8 +49,10 @@ class SparseFactors:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, rows: Int64s) -> "SparseFactors":
+    def take(self, rows: Int64s | slice) -> "SparseFactors":
         """Returns the factors of the given rows, in that order; a row may occur more than once."""
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
         lengths = np.diff(self.offsets)[rows]
         ends = np.cumsum(lengths)
         positions = np.arange(int(lengths.sum())) + np.repeat(self.offsets[:-1][rows] - (ends - lengths), lengths)

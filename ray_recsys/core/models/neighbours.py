@@ -65,13 +65,12 @@ def nearest_by_cosine(embeddings: Float32s, num_neighbours: int, executor: Execu
         executor: Runs the blocks of a large catalogue; one block of cosines is in memory at a time in each task.
     """
     unit = _unit_rows(embeddings)
-    blocks = _block_bounds(len(unit))
+    blocks = block_bounds(len(unit))
     if len(blocks) == 1:
         return _nearest(unit, *blocks[0], num_neighbours)
     task = partial(_nearest_task, executor.share(unit), blocks, num_neighbours)
     parts = dict(executor.map(task, len(blocks), stage="finding similar items"))
-    ordered = [parts[number] for number in range(len(blocks))]
-    return Neighbours(np.concatenate([p.item_idx for p in ordered]), np.concatenate([p.scores for p in ordered]))
+    return join_blocks([parts[number] for number in range(len(blocks))])
 
 
 def _nearest_task(
@@ -88,11 +87,22 @@ def _unit_rows(embeddings: Float32s) -> Float32s:
 
 
 def _nearest(unit: Float32s, start: int, stop: int, num_neighbours: int) -> Neighbours:
-    num_kept = min(num_neighbours, len(unit) - 1)
-    cosines = unit[start:stop] @ unit.T
-    cosines[np.arange(stop - start), np.arange(start, stop)] = -np.inf
-    best = np.sort(np.argpartition(-cosines, max(num_kept - 1, 0), axis=1)[:, :num_kept], axis=1)
-    scores = np.take_along_axis(cosines, best, axis=1)
+    return top_of_block(unit[start:stop] @ unit.T, start, num_neighbours)
+
+
+def top_of_block(similarities: Float32s, start: int, num_neighbours: int) -> Neighbours:
+    """Returns the neighbours of items start, start + 1, ...; an item is not its own neighbour.
+
+    Args:
+        similarities: float32[B, I], of each item of the block to all; the similarity to itself is overwritten.
+        start: First item of the block.
+        num_neighbours: At most this many; fewer in a smaller catalogue.
+    """
+    num_rows, num_items = similarities.shape
+    num_kept = min(num_neighbours, num_items - 1)
+    similarities[np.arange(num_rows), np.arange(start, start + num_rows)] = -np.inf
+    best = np.sort(np.argpartition(-similarities, max(num_kept - 1, 0), axis=1)[:, :num_kept], axis=1)
+    scores = np.take_along_axis(similarities, best, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")
     return Neighbours(
         np.take_along_axis(best, order, axis=1).astype(np.int32),
@@ -100,6 +110,12 @@ def _nearest(unit: Float32s, start: int, stop: int, num_neighbours: int) -> Neig
     )
 
 
-def _block_bounds(num_items: int) -> list[tuple[int, int]]:
+def join_blocks(blocks: list[Neighbours]) -> Neighbours:
+    """Returns the neighbours of consecutive blocks as one."""
+    return Neighbours(np.concatenate([b.item_idx for b in blocks]), np.concatenate([b.scores for b in blocks]))
+
+
+def block_bounds(num_items: int) -> list[tuple[int, int]]:
+    """Returns (start, stop) of the blocks whose similarities to the catalogue are held at once."""
     size = max(1, MAX_BLOCK_COSINES // num_items)
     return [(start, min(start + size, num_items)) for start in range(0, num_items, size)]

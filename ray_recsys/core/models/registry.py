@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_recsys.core.models import mf, neumf, popularity
+from ray_recsys.core.models import ease, ials, item_knn, mf, neumf, popularity, user_knn
 from ray_recsys.core.models.contract import Build, Fit, Model
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, read_model_header
 from ray_recsys.errors import IntegrityError, SchemaVersionError
@@ -26,6 +26,10 @@ class ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     "popularity": ModelSpec("Popularity", popularity.load, fit=popularity.fit),
+    "item_knn": ModelSpec("ItemKNN", item_knn.load, fit=item_knn.fit),
+    "user_knn": ModelSpec("UserKNN", user_knn.load, fit=user_knn.fit),
+    "ease": ModelSpec("EASE", ease.load, fit=ease.fit),
+    "ials": ModelSpec("iALS", ials.load, fit=ials.fit),
     "mf": ModelSpec("MF", mf.load, build=mf.build),
     "gmf": ModelSpec("GMF", mf.load, build=mf.build),
     "neumf": ModelSpec("NeuMF", neumf.load, build=neumf.build),
