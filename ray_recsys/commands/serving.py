@@ -12,7 +12,7 @@ from ray_recsys.commands.output import facts
 
 
 class Serving(BaseModel):
-    """Where a running graph answers."""
+    """Where the service answers."""
 
     address: str
     docs: str
@@ -20,34 +20,43 @@ class Serving(BaseModel):
 
 
 @click.command()
-@click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose best is published.")
+@click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose model is published.")
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set that it was trained on.")
-@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles live.")
+@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
+@click.option("--recall-run", type=INPUT, metavar="RUN", help="Another run whose model recalls; --run then reranks.")
 @takes_invocation
-def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path) -> None:
-    """Makes a run's best checkpoint the live bundle."""
-    from ray_recsys.distributed.publishing import publish as run
+def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path, recall_run: Path | None) -> None:
+    """Makes a run's model the live bundle."""
+    from ray_recsys.core.workflows.publish import publish as run
 
-    with invocation.connect():
-        result = run(run_path, data, registry, invocation.recipe, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(
+            run_path,
+            data,
+            registry,
+            invocation.recipe.bundle,
+            executor,
+            recall_run=recall_run,
+            report=invocation.report,
+        )
     values = result.model_dump(mode="json")
     metrics = values.pop("metrics", None) or {}
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
 
 
 @click.command()
-@click.option("--registry", type=INPUT, required=True, metavar="DIR", help="Where bundles live.")
-@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 takes a free one.  [default: 8000]")
-@recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0 answers other machines.  [default: 127.0.0.1]")
+@click.option("--registry", type=INPUT, required=True, metavar="DIR", help="Directory of bundles.")
+@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0: any free port.  [default: 8000]")
+@recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0: all interfaces.  [default: 127.0.0.1]")
 @takes_invocation
 def serve(invocation: Invocation, *, registry: Path) -> None:
     """Serves the live bundle over HTTP until Ctrl-C.
 
-    The graph is ingress → recall → rerank; the page is at /, the API's description at /docs.
+    The page is at /, the API's description at /docs. Newly published bundles go live automatically.
     """
     from ray_recsys.distributed.serve.local import serve as run
 
-    with invocation.connect(), run(registry, invocation.recipe, report=invocation.report) as address:
+    with invocation.connect(), run(registry, invocation.recipe.serve, report=invocation.report) as address:
         result = Serving(address=address, docs=f"{address}/docs", registry=registry)
         invocation.answer(result, facts(page=address, api_docs=result.docs, stop="Ctrl-C"))
         wait_for_interrupt()
@@ -63,12 +72,20 @@ def serve(invocation: Invocation, *, registry: Path) -> None:
 def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path | None, k: int) -> None:
     """Recommends to all users of a bundle.
 
-    Runs through Ray Data and gives the same lists that HTTP gives.
+    Runs on the cluster and gives the same lists that HTTP gives.
     """
-    from ray_recsys.distributed.batch import recommend as run
+    from ray_recsys.core.workflows.recommend import recommend as run
 
-    with invocation.connect():
-        result = run(_live(bundle), output, invocation.recipe, users=users, k=k, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(
+            _live(bundle),
+            output,
+            executor,
+            num_candidates=invocation.recipe.serve.num_candidates,
+            users=users,
+            k=k,
+            report=invocation.report,
+        )
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 
@@ -80,12 +97,12 @@ def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path
 def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Path) -> None:
     """Scores (user_id, item_id) pairs.
 
-    Order and rows stay; a pair with an id that the bundle does not know gets a null score, and is counted.
+    Rows keep their order; a pair with an id that the bundle does not have gets a null score, and is counted.
     """
-    from ray_recsys.distributed.batch import score as run
+    from ray_recsys.core.workflows.score import score as run
 
-    with invocation.connect():
-        result = run(_live(bundle), input_path, output, cluster=invocation.recipe.cluster, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(_live(bundle), input_path, output, executor, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 
@@ -98,7 +115,7 @@ def _live(path: Path) -> Path:
 
 
 def wait_for_interrupt() -> None:
-    """Waits for Ctrl-C or SIGTERM, then returns, so that what is open is closed in order."""
+    """Returns on Ctrl-C or SIGTERM instead of raising, so that the caller shuts down in order."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,7 +1,20 @@
 """Typed recipes. `files` reads and writes them as TOML; `messages` puts their errors into words."""
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
-from ray_recsys.config.models import ItemKNNRecipe, ModelRecipe, NeuMFRecipe, PopularityRecipe, UserKNNRecipe
+from ray_recsys.config.models import (
+    EASERecipe,
+    GMFRecipe,
+    HistoryWeightsRecipe,
+    IALSRecipe,
+    ItemKNNRecipe,
+    MFRecipe,
+    ModelRecipe,
+    NeuMFRecipe,
+    PopularityRecipe,
+    SimilarityRecipe,
+    UserKNNRecipe,
+    num_recent_items,
+)
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
@@ -10,19 +23,26 @@ __all__ = [
     "BundleRecipe",
     "ClusterRecipe",
     "DropRule",
+    "EASERecipe",
     "EvaluateRecipe",
     "FeedRecipe",
+    "GMFRecipe",
+    "HistoryWeightsRecipe",
+    "IALSRecipe",
     "InputRecipe",
     "ItemKNNRecipe",
     "ItemsRecipe",
+    "MFRecipe",
     "ModelRecipe",
     "NeuMFRecipe",
     "PopularityRecipe",
     "PrepareRecipe",
     "Recipe",
     "ServeRecipe",
+    "SimilarityRecipe",
     "SplitRecipe",
     "TrainRecipe",
     "TuneRecipe",
     "UserKNNRecipe",
+    "num_recent_items",
 ]

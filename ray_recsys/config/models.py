@@ -1,46 +1,142 @@
 """The `[model]` section of a recipe: one class per model, told apart by `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
+from ray_recsys.config.space import Choice, Distribution, LogUniform
+
+_WIDTH_AND_RATE: dict[str, Distribution] = {
+    "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
+    "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+}
 
 
 class PopularityRecipe(Section):
     """Ranks items by their number of training interactions."""
 
+    default_space: ClassVar[dict[str, Distribution]] = {}
+
     name: Literal["popularity"] = "popularity"
 
 
-class ItemKNNRecipe(Section):
-    """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
+class SimilarityRecipe(Section):
+    """Similarity of items or of users, as `core.models.similarity` computes it: cosine, corrected."""
 
-    name: Literal["item_knn"] = "item_knn"
-    num_neighbours: PositiveInt = 200
-    """Most similar items kept per item."""
-    shrinkage: float = Field(default=10.0, ge=0)
-    """Added to the denominator of the cosine: similarities of rare items shrink towards 0."""
+    num_neighbours: PositiveInt = 100
+    """Most similar ones kept of each."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Similarity of a to its neighbour b is common / (|a|^2(1 - alpha) x |b|^2 alpha + shrinkage); 0.5: the cosine."""
+    shrinkage: float = Field(default=0.0, ge=0)
+    """Added to the denominator: similarities that few interactions support shrink towards 0."""
     significance: int = Field(default=0, ge=0)
-    """Similarities of pairs with fewer than this many common users are scaled by common / significance; 0: off."""
+    """Similarities with fewer than this many interactions in common are scaled by common / significance; 0: off."""
+
+
+class HistoryWeightsRecipe(Section):
+    """How much each item of a user's history counts when that user's items are scored."""
+
     recency_half_life: float | None = Field(default=None, gt=0)
     """A history item's weight halves every so many interactions back from the user's last; None: all weigh 1."""
+    recency_floor: Fraction = 0.0
+    """Weight that an old item approaches instead of 0."""
 
 
-class UserKNNRecipe(Section):
-    """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999)."""
+class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
+    """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
+
+    name: Literal["item_knn"] = "item_knn"
+    weight_by_repetition: bool = False
+    """Whether a history item's weight grows with 1 + ln(repetition)."""
+
+
+class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
+    """User-based collaborative filtering (Resnick et al. 1994; Herlocker et al. 1999).
+
+    The weights of the history are those of the user whose neighbours are looked for; the neighbours have their own.
+    """
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
+        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
+    }
 
     name: Literal["user_knn"] = "user_knn"
-    num_neighbours: PositiveInt = 200
-    """Most similar users kept per user."""
-    shrinkage: float = Field(default=10.0, ge=0)
-    """Added to the denominator of the cosine: similarities of users with few items shrink towards 0."""
-    significance: int = Field(default=0, ge=0)
-    """Similarities of pairs with fewer than this many common items are scaled by common / significance; 0: off."""
+    neighbour_half_life: float | None = Field(default=None, gt=0)
+    """What a neighbour's item adds to its score halves every so many interactions back from the neighbour's last."""
+    neighbour_floor: Fraction = 0.0
+    """Share that a neighbour's old item approaches instead of 0."""
+
+
+class EASERecipe(HistoryWeightsRecipe):
+    """EASE (Steck 2019): the linear item-to-item model in closed form."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {"model.l2": LogUniform(log_uniform=(10.0, 5000.0))}
+
+    name: Literal["ease"] = "ease"
+    l2: float = Field(default=500.0, gt=0)
+    """Added to the diagonal of the Gram matrix; more for more interactions."""
+    max_memory_gb: float = Field(default=8.0, gt=0)
+    """Refuse catalogues whose dense matrices need more."""
+    weight_by_repetition: bool = False
+    """Whether a history item's weight grows with 1 + ln(repetition)."""
+
+
+class IALSRecipe(HistoryWeightsRecipe):
+    """iALS (Hu et al. 2008) as Rendle et al. 2022 regularise it."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.embedding_dim": Choice(choice=(32, 64, 128, 256)),
+        "model.l2": LogUniform(log_uniform=(1e-4, 1e-1)),
+        "model.unobserved_weight": LogUniform(log_uniform=(0.03, 1.0)),
+    }
+
+    name: Literal["ials"] = "ials"
+    embedding_dim: PositiveInt = 128
+    l2: float = Field(default=0.005, gt=0)
+    """Strength of the regularisation, before it is scaled by frequency."""
+    unobserved_weight: float = Field(default=0.3, gt=0)
+    """Weight of each of all user-item pairs, beside the weight 1 of an interaction."""
+    nu: float = Field(default=1.0, ge=0)
+    """Exponent of the frequency that scales the regularisation: 0 is uniform, 1 by frequency."""
+    epochs: PositiveInt = 12
+    """Solves of all items and all users."""
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the initial user vectors, divided by sqrt(embedding_dim)."""
+
+
+class MFRecipe(Section):
+    """Matrix factorisation with biases, by gradient descent (Koren et al. 2009; Rendle et al. 2020)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["mf"] = "mf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
+
+class GMFRecipe(Section):
+    """Generalised matrix factorisation (He et al. 2017): MF with a weight per dimension."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["gmf"] = "gmf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
 
 
 class NeuMFRecipe(Section):
     """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
 
     name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32
@@ -55,9 +151,21 @@ class NeuMFRecipe(Section):
     """Standard deviation of the normal initial embeddings."""
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
+    gmf_output: bool = True
+    """Whether the GMF branch has output weights, as in the paper; without them it is a plain inner product."""
+    recent_items: int = Field(default=0, ge=0)
+    """How many of the user's latest items before the one to be predicted add to the user's vectors; 0: none, as in the
+    paper."""
+    recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
+    """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
 
 
 ModelRecipe = Annotated[
-    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | NeuMFRecipe,
+    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
     Field(discriminator="name"),
 ]
+
+
+def num_recent_items(model: ModelRecipe) -> int:
+    """Returns how many recent items a model wants to see of each positive's user."""
+    return model.recent_items if isinstance(model, NeuMFRecipe) else 0

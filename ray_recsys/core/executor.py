@@ -1,9 +1,11 @@
 """Where independent tasks run: in this process, or on a cluster (`ray_recsys.distributed.executor`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -20,6 +22,11 @@ class Shared(Protocol[Value_co]):
 class Executor(Protocol):
     """Runs tasks that are told apart by a number."""
 
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that tasks may use together."""
+        ...
+
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
         """Yields `task(number)` for every number below `num_tasks`, in any order.
 
@@ -31,6 +38,14 @@ class Executor(Protocol):
 
         Raises:
             RecsysError: The first that a task raised.
+        """
+        ...
+
+    def stream(self, function: Callable[[Item], Result], items: Iterable[Item], *, stage: str) -> Iterator[Result]:
+        """Yields `function(item)` for each item, in order; a bounded number of items is held at a time.
+
+        Raises:
+            RecsysError: The first that a call raised.
         """
         ...
 
@@ -50,11 +65,33 @@ class _Held(Generic[Value]):
 class SerialExecutor:
     """Runs the tasks one after the other in this process."""
 
+    num_cpus = 1
+
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:  # noqa: ARG002
         """Yields `task(number)` for every number below `num_tasks`, in order."""
         for number in range(num_tasks):
             yield task(number)
 
+    def stream(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        stage: str,  # noqa: ARG002 - contract
+    ) -> Iterator[Result]:
+        """Yields `function(item)` for each item, in order."""
+        return map(function, items)
+
     def share(self, value: Value) -> Shared[Value]:
         """Returns a handle on the value itself."""
         return _Held(value)
+
+
+def map_in_order(executor: Executor, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> list[Result]:
+    """Returns `task(number)` for every number below `num_tasks`, in order of the numbers; see `Executor.map`."""
+    results = dict(executor.map(partial(_with_number, task), num_tasks, stage=stage))
+    return [results[number] for number in range(num_tasks)]
+
+
+def _with_number(task: Callable[[int], Result], number: int) -> tuple[int, Result]:
+    return number, task(number)

@@ -2,11 +2,10 @@
 
     manifest.json            counts, drops, partitions, split, recipe; size and sha256 of every file
     items.parquet            item_idx, item_id, count (training interactions), title?, category?; row = item_idx
-    users/part-00000.parquet one row a user (see `histories`); user indices of a partition are consecutive
+    users/part-00000.parquet one row per user (see `histories`); the user indices of a partition are consecutive
     drops/<reason>.jsonl     up to 100 examples of the rows dropped for a reason
 
-Items are sorted by descending count, ties by id, so that index 0 is the most popular. This module does not know how a
-prepared set is computed.
+Items are sorted by descending count, ties by id, so that index 0 is the most popular item.
 """
 
 import os
@@ -26,12 +25,13 @@ from ray_recsys.core.artifact import FileDigest, digest_file, parse_manifest, re
 from ray_recsys.core.histories import Histories, to_table
 
 KIND = "prepared"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: the recipe in the manifest has its cluster keys in [cluster] and its loss weights in [model]."""
 ITEMS = "items.parquet"
 
 
 class PartitionInfo(BaseModel):
-    """A partition's file and what is in it."""
+    """A partition's file and the counts of its content."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,14 +44,14 @@ class PartitionInfo(BaseModel):
 
 
 class PreparedManifest(BaseModel):
-    """What a prepared set says of itself; rows_in == rows_kept + sum(rows_dropped.values())."""
+    """Content of a prepared set's manifest; rows_in == rows_kept + sum(rows_dropped.values())."""
 
     model_config = ConfigDict(frozen=True)
 
     created_at: str
     rows_in: int
     rows_kept: int
-    """Rows that became training, validation or test interactions."""
+    """Rows of the log that became training, validation or test interactions."""
     rows_dropped: dict[str, int]
     num_users: int
     num_items: int
@@ -59,16 +59,16 @@ class PreparedManifest(BaseModel):
     num_validation: int
     num_test: int
     split: dict[str, Any]
-    """Method, cut-offs, what was fitted on what, and counts of what the split left unscored."""
+    """Method, cut-offs, what was fitted on which interactions, and how many users and items have nothing held out."""
     input_fingerprint: str
-    """Digest of the input's files and the recipe parts that prepare reads: equal means a rerun is not needed."""
+    """Digest of the input files and of the recipe sections that prepare reads: if equal, no rerun is needed."""
     recipe: Recipe
     partitions: tuple[PartitionInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSet:
-    """A prepared set that was opened and whose manifest holds."""
+    """An opened prepared set whose manifest has been checked."""
 
     path: Path
     manifest: PreparedManifest
@@ -76,10 +76,10 @@ class PreparedSet:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a prepared set: checks manifest, presence and sizes; `verify` checks the content.
+        """Opens a prepared set after checking its manifest and its files' sizes; `verify` checks their content.
 
         Raises:
-            ArtifactError: No prepared set, another schema version, or damaged.
+            ArtifactError: Not a prepared set, of another schema version, or damaged.
         """
         path = path.absolute()
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
@@ -87,7 +87,7 @@ class PreparedSet:
         return cls(path, parse_manifest(PreparedManifest, manifest, path), files)
 
     def verify(self, name: str | None = None) -> None:
-        """Checks the content of one file, or of all, against the manifest; a file a core at a time.
+        """Checks the content of one file, or of all files in parallel, against the manifest.
 
         Raises:
             IntegrityError: A file was changed.
@@ -106,7 +106,7 @@ class PreparedSet:
         return Histories.from_table(pq.read_table(self.partition_path(partition)))
 
     def read_columns(self, partition: int, columns: Sequence[str]) -> pa.Table:
-        """Returns those of the given columns that a partition has."""
+        """Returns the given columns of a partition, without those that it lacks."""
         file = pq.ParquetFile(self.partition_path(partition))
         present = set(file.schema_arrow.names)
         return file.read(columns=[column for column in columns if column in present])
@@ -120,7 +120,7 @@ class PreparedSet:
         return pq.read_table(self.path / ITEMS)
 
     def item_counts(self) -> Int64s:
-        """Returns the training interactions of each item, int64[I], descending."""
+        """Returns each item's number of training interactions, int64[I], descending."""
         counts: Int64s = pq.read_table(self.path / ITEMS, columns=["count"])["count"].to_numpy()
         return counts
 
@@ -128,14 +128,14 @@ class PreparedSet:
 def write_partition(
     directory: Path, partition: int, histories: Histories, user_ids: pa.Array
 ) -> tuple[PartitionInfo, FileDigest]:
-    """Writes a partition's file into a prepared set that is being made; returns what the manifest says of it."""
+    """Writes a partition's file into an unfinished prepared set; returns its manifest entry and digest."""
     name = f"users/part-{partition:05d}.parquet"
     path = directory / name
     path.parent.mkdir(exist_ok=True)
     table = to_table(histories, user_ids)
-    # Times rise inside a user: differences are smaller than a dictionary, and take half the time to write and to read.
-    rising = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
-    encodings = dict.fromkeys(rising, "DELTA_BINARY_PACKED")
+    # Times ascend within a user: deltas are smaller than a dictionary, and twice as fast to write and to read.
+    ascending = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
+    encodings = dict.fromkeys(ascending, "DELTA_BINARY_PACKED")
     pq.write_table(
         table, path, compression="zstd", compression_level=1, use_dictionary=False, column_encoding=encodings
     )
@@ -151,6 +151,6 @@ def write_partition(
 
 
 def write_prepared_manifest(directory: Path, manifest: PreparedManifest, digests: Mapping[str, FileDigest]) -> None:
-    """Completes a prepared set that is being made; `digests` are those known already, by relative path."""
+    """Writes the manifest of an unfinished prepared set; `digests` are those known already, by relative path."""
     body = manifest.model_dump(mode="json")
     write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, digests=digests)

@@ -1,4 +1,4 @@
-"""`serve deploy serve_config.yaml` on a head of its own answers as `ray-recsys serve` does: as the recommender does."""
+"""`serve deploy serve_config.yaml` on a fresh head gives the recommender's answers."""
 
 import json
 import subprocess

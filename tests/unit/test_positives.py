@@ -156,3 +156,29 @@ def test_samples_survive_a_table_even_cut_and_in_chunks(overrides: list[str], si
     assert_equal(samples_from_table(table.slice(start)), samples.take(slice(start, None)))
     chunked = pa.concat_tables([table.slice(start, 2), table.slice(start + 2)])
     assert_equal(samples_from_table(chunked), samples.take(slice(start, None)))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_recent_items_are_those_before_the_positive_in_any_piece(seed: int, length: int) -> None:
+    rng = np.random.default_rng(seed)
+    histories = [rng.integers(0, 50, rng.integers(0, 9)).tolist() for _ in range(6)]
+    table = pa.table({"user_idx": np.arange(6), "item_idx": pa.array(histories, pa.list_(pa.int32()))})
+    total = sum(map(len, histories))
+    cuts = np.unique([0, *rng.integers(0, total + 1, 3), total])
+    recipe = load_recipe(None, [f"model.recent_items={length}"])
+    sampler = NegativeSampler(50, 4, 1)
+    parts = [Positives.from_table(table, Piece(0, int(a), int(b)), 50, recipe) for a, b in pairwise(cuts)]
+    if not parts:
+        return
+    samples = Positives.concatenate(parts).samples(np.arange(total), 1, sampler)
+    expected = [
+        (items[position - length if position > length else 0 : position][::-1] + [-1] * length)[:length]
+        for items in histories
+        for position in range(len(items))
+    ]
+    assert samples.recent is not None
+    assert samples.recent.tolist() == expected
+    assert samples.take(slice(1, 3)).recent.tolist() == expected[1:3]  # type: ignore[union-attr]
+    again = samples_from_table(samples_to_table(samples))
+    assert again.recent is not None
+    assert again.recent.tolist() == expected

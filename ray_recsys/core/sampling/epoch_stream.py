@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import Recipe, num_recent_items
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Window
 from ray_recsys.core.sampling.positives import Samples
@@ -36,6 +36,8 @@ class Batch:
     weight: Float32s
     rating: Float32s | None
     global_batch_size: int
+    recent: Int32s | None = None
+    """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer."""
 
 
 class WindowSamples(Protocol):
@@ -75,7 +77,7 @@ class EpochStream:
                     bounds = plan.cuts[step : step + 2] - plan.cuts[first_step]
                     part = chunk.take(slice(*bounds))
                     global_batch_size = int(plan.global_batch_sizes[step])
-                    yield Batch(part.user_idx, part.item_idx, part.weight, part.rating, global_batch_size)
+                    yield Batch(part.user_idx, part.item_idx, part.weight, part.rating, global_batch_size, part.recent)
         finally:
             chunks.close()
 
@@ -132,7 +134,11 @@ def _empty_samples(recipe: Recipe) -> Samples:
     is_explicit = recipe.train.objective == "explicit"
     num_columns = 1 if is_explicit else 1 + recipe.feed.num_negatives
     ratings = np.zeros(0, np.float32) if is_explicit else None
-    return Samples(np.zeros(0, np.int64), np.zeros((0, num_columns), np.int32), np.zeros(0, np.float32), ratings)
+    num_recent = num_recent_items(recipe.model)
+    recent = np.zeros((0, num_recent), np.int32) if num_recent else None
+    return Samples(
+        np.zeros(0, np.int64), np.zeros((0, num_columns), np.int32), np.zeros(0, np.float32), ratings, recent
+    )
 
 
 class Prefetched(Generic[Item]):

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_recsys.config import FeedRecipe, Recipe
-from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s
+from ray_recsys.config import FeedRecipe, Recipe, num_recent_items
+from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers
 from ray_recsys.core.histories import Interactions, interactions_from_table
 from ray_recsys.core.sampling.epoch_plan import Piece
 from ray_recsys.core.sampling.excluded import ExcludedItems
@@ -31,11 +31,14 @@ class Samples:
     item_idx: Int32s
     weight: Float32s
     rating: Float32s | None
+    recent: Int32s | None = None
+    """The user's latest L items before the positive, latest first, int32[B, L]; -1 where there are fewer."""
 
     def take(self, indices: npt.NDArray[Any] | slice) -> "Samples":
         """Returns the samples at the given indices."""
         rating = None if self.rating is None else self.rating[indices]
-        return Samples(self.user_idx[indices], self.item_idx[indices], self.weight[indices], rating)
+        recent = None if self.recent is None else self.recent[indices]
+        return Samples(self.user_idx[indices], self.item_idx[indices], self.weight[indices], rating, recent)
 
     @staticmethod
     def concatenate(parts: Sequence["Samples"]) -> "Samples":
@@ -43,11 +46,13 @@ class Samples:
         if len(parts) == 1:
             return parts[0]
         ratings = [part.rating for part in parts if part.rating is not None]
+        recents = [part.recent for part in parts if part.recent is not None]
         return Samples(
             np.concatenate([part.user_idx for part in parts]),
             np.concatenate([part.item_idx for part in parts]),
             np.concatenate([part.weight for part in parts]),
             np.concatenate(ratings) if ratings else None,
+            np.concatenate(recents) if recents else None,
         )
 
 
@@ -69,6 +74,8 @@ class Positives:
     """Rating of each positive, float32[n]; None unless the objective is explicit."""
     excluded: ExcludedItems | None
     """Items that may not be drawn for each row; None if the objective needs no negatives."""
+    before: "ItemsBefore | None" = None
+    """Whole histories, if the model wants to see the items before a positive."""
 
     @classmethod
     def from_table(cls, table: pa.Table, piece: Piece, num_items: int, recipe: Recipe) -> Self:
@@ -108,6 +115,7 @@ class Positives:
             weights=None if weights is None else weights[part],
             ratings=training.rating[part] if is_explicit and training.rating is not None else None,
             excluded=excluded,
+            before=ItemsBefore.of(training, num_recent_items(recipe.model)),
         )
 
     @classmethod
@@ -130,6 +138,7 @@ class Positives:
             weights=weights,
             ratings=np.concatenate(ratings) if ratings else None,
             excluded=ExcludedItems.concatenate(excluded) if excluded else None,
+            before=ItemsBefore.concatenate([part.before for part in parts if part.before is not None]),
         )
 
     @property
@@ -147,19 +156,60 @@ class Positives:
         num_negatives = 0 if self.excluded is None else sampler.num_negatives
         user_idx = np.empty(size, np.int64)
         item_idx = np.empty((size, 1 + num_negatives), np.int32)
+        recent = None if self.before is None else np.empty((size, self.before.length), np.int32)
         for begin in range(0, size, _CHUNK):
             part = slice(begin, begin + _CHUNK)
             rows = self.rows[indices[part]]
             user_idx[part] = self.user_idx[rows]
             item_idx[part, 0] = self.items[indices[part]]
+            position = indices[part] - self.starts[rows]
+            if self.before is not None and recent is not None:
+                recent[part] = self.before.latest(rows, position)
             if self.excluded is not None:
-                position = indices[part] - self.starts[rows]
                 item_idx[part, 1:] = sampler.draw(epoch, user_idx[part], position, self.excluded, rows)
         weight = _ones(size) if self.weights is None else self.weights[indices]
         if self.excluded is not None and self.weights is not None and len(out := np.flatnonzero(weight == 0)):
             is_exhausted = self.excluded.num_allowed(self.rows[indices[out]]) == 0
             item_idx[out[is_exhausted]] = item_idx[out[is_exhausted], :1]
-        return Samples(user_idx, item_idx, weight, None if self.ratings is None else self.ratings[indices])
+        rating = None if self.ratings is None else self.ratings[indices]
+        return Samples(user_idx, item_idx, weight, rating, recent)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsBefore:
+    """Histories from which the latest items before a position are looked up.
+
+    Attributes:
+        offsets: Row r has the items `offsets[r]:offsets[r + 1]`, oldest first, int64[U + 1].
+        items: int32[n].
+        length: L, items to look up.
+    """
+
+    offsets: Int64s
+    items: Int32s
+    length: int
+
+    @classmethod
+    def of(cls, training: Interactions, length: int) -> "ItemsBefore | None":
+        """Returns the training histories; None if no items are wanted."""
+        return cls(training.offsets, training.item_idx, length) if length else None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ItemsBefore"]) -> "ItemsBefore | None":
+        """Returns the rows of all parts, in order; None of none."""
+        if not parts:
+            return None
+        ends = np.cumsum([0, *(len(part.items) for part in parts)])
+        offsets = [part.offsets[:-1] + end for part, end in zip(parts, ends, strict=False)]
+        return cls(
+            np.concatenate([*offsets, ends[-1:]]), np.concatenate([part.items for part in parts]), parts[0].length
+        )
+
+    def latest(self, rows: Integers, position: Integers) -> Int32s:
+        """Returns the L items before a position of each row's history, latest first, int32[B, L]; -1: none."""
+        indices = (self.offsets[rows] + position)[:, None] - 1 - np.arange(self.length)
+        is_there = indices >= self.offsets[rows][:, None]
+        return np.where(is_there, self.items[np.maximum(indices, 0)], np.int32(-1))
 
 
 def needed_columns(recipe: Recipe) -> list[str]:

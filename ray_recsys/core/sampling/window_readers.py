@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
@@ -82,15 +82,21 @@ def samples_to_table(samples: Samples) -> pa.Table:
     }
     if samples.rating is not None:
         columns["rating"] = pa.array(samples.rating)
+    if samples.recent is not None:
+        flat = pa.array(samples.recent.reshape(-1))
+        columns["recent"] = pa.FixedSizeListArray.from_arrays(flat, samples.recent.shape[1])
     return pa.table(columns)
 
 
 def samples_from_table(table: pa.Table) -> Samples:
     """Returns the samples of a table made by `samples_to_table`; the arrays may be read-only."""
     table = table.combine_chunks()
-    items = table["item_idx"].combine_chunks()
     rating = table["rating"].to_numpy() if "rating" in table.column_names else None
-    item_idx = items.flatten().to_numpy().reshape(-1, items.type.list_size)
-    return Samples(
-        table["user_idx"].to_numpy(), item_idx.astype(np.int32, copy=False), table["weight"].to_numpy(), rating
-    )
+    recent = _matrix(table, "recent") if "recent" in table.column_names else None
+    return Samples(table["user_idx"].to_numpy(), _matrix(table, "item_idx"), table["weight"].to_numpy(), rating, recent)
+
+
+def _matrix(table: pa.Table, name: str) -> Int32s:
+    column = table[name].combine_chunks()
+    matrix: Int32s = column.flatten().to_numpy().reshape(-1, column.type.list_size).astype(np.int32, copy=False)
+    return matrix
