@@ -1,6 +1,5 @@
 """The ASGI application: the API, the page at `/`, the API's description at `/docs`."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,11 +20,11 @@ def make_app(api: Api) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(api.live.follow())
+        api.live.start()
         try:
             yield
         finally:
-            following.cancel()
+            api.live.stop()
 
     app = FastAPI(
         title="ray_recsys",

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from ray_recsys.config import ServeRecipe
 from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.recommending.recommender import Query as RecallQuery
 from ray_recsys.serving.answers import ItemWriter, explain
 from ray_recsys.serving.coalescer import Coalescer
 from ray_recsys.serving.live import LiveBundle
@@ -19,14 +20,16 @@ from ray_recsys.serving.schemas import (
     Health,
     ItemsResponse,
     ProblemBody,
+    Ready,
     RecommendRequest,
     RecommendResponse,
     SeenResponse,
     SimilarResponse,
+    SwapProblem,
     Timings,
     UsersResponse,
 )
-from ray_recsys.serving.stages import Stages
+from ray_recsys.serving.stages import Answer, Stages
 
 MAX_BODY_BYTES = 1 << 20
 MAX_LISTED = 1000
@@ -62,12 +65,20 @@ class Api:
         self.limits = limits
         self._coalescer = Coalescer(stages, max_calls=max_calls, max_waiting=limits.max_waiting)
 
+    async def ask(self, version: str, query: RecallQuery) -> Answer:
+        """Returns the stages' answer to a query by one version.
+
+        Raises:
+            Problem: The queue is full, or the stages are unavailable.
+        """
+        return await self._coalescer.answer(version, query)
+
     async def recommend(self, request: RecommendRequest) -> Response:
         """Returns the response to a request, made by one bundle version."""
         start_s = time.perf_counter()
         bundle = self.live.bundle
         resolved = resolve(request, bundle, self.limits)
-        answer = await self._coalescer.answer(bundle.version, resolved.query)
+        answer = await self.ask(bundle.version, resolved.query)
         best = answer.recommendations
         because = explain(bundle, resolved.query, best.item_idx) if request.explain else None
         items = ItemWriter(bundle, request.string_ids).recommended(best.item_idx, best.scores, because)
@@ -131,6 +142,7 @@ def bundle_routes(api: Api) -> APIRouter:
             **manifest.model_dump(mode="json"),
             model_label=MODELS[manifest.model].label,
             recall_model_label=MODELS[manifest.recall_model].label,
+            swap_failure=_swap_failure(api),
         )
 
     @router.get("/v1/users", responses=_problems(422))
@@ -159,10 +171,23 @@ def bundle_routes(api: Api) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> Health:
-        """Reports that the service is up."""
+        """Reports that the process is up, whatever its stages do."""
         return Health(bundle=api.live.bundle.version)
 
+    @router.get("/readyz", responses=_problems(503))
+    async def readyz() -> Ready:
+        """Reports that both stages answer, by asking them for popular items."""
+        version = api.live.bundle.version
+        await api.ask(version, RecallQuery(k=1))
+        failure = _swap_failure(api)
+        return Ready(status="ready" if failure is None else "degraded", bundle=version, swap_failure=failure)
+
     return router
+
+
+def _swap_failure(api: Api) -> SwapProblem | None:
+    failure = api.live.failure
+    return None if failure is None else SwapProblem(version=failure.version, reason=failure.reason)
 
 
 async def _read_body(request: Request) -> bytes:

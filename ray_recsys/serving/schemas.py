@@ -114,6 +114,14 @@ class SeenResponse(_Schema):
     items: list[SeenItem]
 
 
+class SwapProblem(_Schema):
+    """Why the registry's live version is not the one that answers."""
+
+    version: str | None = Field(examples=["20261124T050102Z-1f0c9a3e"])
+    """The version that was refused; null if CURRENT cannot be read."""
+    reason: str = Field(examples=["IntegrityError: index.faiss: the sha256 differs"])
+
+
 class BundleResponse(BundleManifest):
     """The live bundle."""
 
@@ -121,16 +129,27 @@ class BundleResponse(BundleManifest):
     """The name of `model` for display."""
     recall_model_label: str = Field(examples=["Item-based CF"])
     """The name of `recall_model` for display."""
+    swap_failure: SwapProblem | None = None
+    """Why the registry's live version does not answer; null: it does."""
     recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
     """Full recipe of the training run."""
 
 
 class Health(_Schema):
-    """The service is up."""
+    """The process is up."""
 
     status: Literal["ok"] = "ok"
     bundle: str
-    """The live version."""
+    """The version that answers."""
+
+
+class Ready(_Schema):
+    """The stages answer. `degraded`: an older version serves, because the registry's live one was refused."""
+
+    status: Literal["ready", "degraded"]
+    bundle: str
+    """The version that answers."""
+    swap_failure: SwapProblem | None = None
 
 
 class ProblemBody(_Schema):

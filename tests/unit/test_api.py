@@ -54,6 +54,7 @@ class CountedLive:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self.failure = None
         self.num_looks = 0
 
     @property
@@ -73,6 +74,7 @@ class CountedLive:
         ("GET", "/v1/items?query=title"),
         ("GET", "/v1/bundle"),
         ("GET", "/healthz"),
+        ("GET", "/readyz"),
     ],
 )
 def test_one_answer_is_made_by_one_bundle(

@@ -68,6 +68,11 @@ class CandidateIndex:
         """I."""
         return int(self._index.ntotal)
 
+    def vectors(self, first: int, num_items: int) -> Float32s:
+        """Returns the vectors of consecutive items, float32[n, Q]."""
+        vectors: Float32s = self._index.reconstruct_n(first, num_items)
+        return vectors
+
     def search(self, user: UserFactors, num_candidates: int, excluded: Integers) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
