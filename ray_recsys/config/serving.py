@@ -40,6 +40,8 @@ class ServeRecipe(Section):
     max_k: PositiveInt = 500
     max_candidates: PositiveInt = 2000
     max_history: PositiveInt = 1000
+    max_allowed: PositiveInt = 10_000
+    """Items of an allow-list."""
     ingress_replicas: PositiveInt | None = None
     """none: 2 where the cluster has at least 2 CPUs, so that one that dies or is replaced leaves the other."""
     recall_replicas: PositiveInt = 1

@@ -72,6 +72,7 @@ class CountedLive:
         ("GET", "/v1/users/user-00001/seen"),
         ("GET", "/v1/users"),
         ("GET", "/v1/items?query=title"),
+        ("GET", "/v1/items/item-0001"),
         ("GET", "/v1/bundle"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),

@@ -104,6 +104,7 @@ def check_bundle(bundle: Bundle) -> Recommender:
     check_arrays(bundle)
     recommender = Recommender(bundle)
     check_answers(recommender)
+    bundle.catalogue.warm()
     return recommender
 
 
