@@ -39,7 +39,7 @@ class Coalescer:
         max_calls: int,
         max_waiting: int,
         max_batch: int = 16,
-        called: Callable[[int], None] = lambda _: None,
+        called: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._stages, self._called = stages, called
         self._max_calls, self._max_batch, self._max_waiting = max_calls, max_batch, max_waiting

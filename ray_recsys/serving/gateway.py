@@ -86,16 +86,16 @@ class Gateway:
             finally:
                 self.num_in_flight -= 1
         except Problem as problem:
-            self._metrics.refusals.labels(problem.body["type"].rsplit(":", 1)[1]).inc()
+            self._metrics.refusals[problem.body["type"].rsplit(":", 1)[1]] += 1
             await problem.response()(scope, receive, send_with_id)
         except TimeoutError:
             if status:  # the response has begun: there is no other status to send
                 raise
-            self._metrics.refusals.labels("timed-out").inc()
+            self._metrics.refusals["timed-out"] += 1
             await timed_out(self._limits.timeout_s).response()(scope, receive, send_with_id)
         finally:
             duration_s = time.perf_counter() - start_s
-            self._metrics.requests.labels(route, status).observe(duration_s)
+            self._metrics.requests[route, status].add(duration_s)
             self._log(scope, route, status, duration_s, request_id)
 
     def _admit(self, headers: dict[bytes, bytes], needed: Scope) -> None:

@@ -61,7 +61,7 @@ class Api:
         self.limits = limits
         self.metrics = Metrics()
         self.coalescer = Coalescer(
-            stages, max_calls=max_calls, max_waiting=limits.max_waiting, called=self.metrics.called
+            stages, max_calls=max_calls, max_waiting=limits.max_waiting, called=self.metrics.batches.add
         )
 
     async def ask(self, version: str, query: RecallQuery) -> Answer:

@@ -163,7 +163,10 @@ def test_the_metrics_tell_what_happened(registry: Path) -> None:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    of = lambda name, **labels: samples[(f"ray_recsys_{name}", tuple(sorted(labels.items())))]  # noqa: E731
+
+    def of(name: str, **labels: str) -> float:
+        return float(samples[(f"ray_recsys_{name}", tuple(sorted(labels.items())))])
+
     assert of("answers_total", source="two-stage") == of("answers_total", source="popular") == 1
     assert of("request_seconds_count", route="recommend", status="200") == 2
     assert of("request_seconds_count", route="bundle", status="421") == 1
