@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from ray_recsys.config import NeuMFRecipe, Recipe
-from ray_recsys.core.models.neighbours import find_neighbours
+from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending.bundle import build_bundle
+from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 MODEL_RECIPE = NeuMFRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
@@ -27,14 +27,14 @@ def random_model(num_users: int, num_items: int, *, seed: int = 0, recipe: NeuMF
 def make_bundle(path: Path, prepared: PreparedSet, *, seed: int = 0, parent: str | None = None) -> str:
     """Writes a bundle of a random model over a prepared set; returns its version."""
     recipe = Recipe(model=MODEL_RECIPE)
-    model = random_model(prepared.manifest.num_users, prepared.manifest.num_items, seed=seed)
-    embeddings = model.item_gmf.detach().numpy()
+    model = random_model(prepared.manifest.num_users, prepared.manifest.num_items, seed=seed).export()
+    neighbours = model.neighbours(recipe.bundle.num_neighbours, SerialExecutor())
+    assert neighbours is not None
     manifest = build_bundle(
         path,
-        model=model,
+        models=BundleModels(model, "neumf", None, "neumf", neighbours),
         prepared=prepared,
         recipe=recipe,
-        item_neighbours=find_neighbours(embeddings, recipe.bundle.num_neighbours),
         metrics={"validation": {"NDCG@10": 0.25}},
         parent=parent,
     )

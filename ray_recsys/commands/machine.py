@@ -48,7 +48,10 @@ def demo(invocation: Invocation, *, once: bool, directory: Path, user_id: int) -
     """
     from ray_recsys.distributed.demo import demo as run
 
-    with invocation.connect(), run(directory, invocation.recipe, user_id=user_id, report=invocation.report) as result:
+    with (
+        invocation.connect() as executor,
+        run(directory, invocation.recipe, executor, user_id=user_id, report=invocation.report) as result,
+    ):
         invocation.answer(result, *demo_tables(result))
         if not once:
             invocation.report(f"the page: {result.page}   the API: {result.api_docs}   Ctrl-C stops")
@@ -66,6 +69,6 @@ def demo_tables(result: "DemoResult") -> list[Table]:
     return [
         Table((f"user {result.user_id} saw, latest first",), [(movie.title,) for movie in result.seen[:_SEEN_SHOWN]]),
         Table(("", *names), pairs, f"POST {result.page}v1/recommend for user {result.user_id} answers"),
-        *evaluation_tables(result.evaluation.model_dump(mode="json")),
+        *evaluation_tables(result.evaluation),
         facts("seconds", **result.stage_s),
     ]

@@ -20,16 +20,25 @@ class Serving(BaseModel):
 
 
 @click.command()
-@click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose best is published.")
+@click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose model is published.")
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set that it was trained on.")
-@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles live.")
+@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
+@click.option("--recall-run", type=INPUT, metavar="RUN", help="Another run whose model recalls; --run then reranks.")
 @takes_invocation
-def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path) -> None:
-    """Makes a run's best checkpoint the live bundle."""
-    from ray_recsys.distributed.publishing import publish as run
+def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path, recall_run: Path | None) -> None:
+    """Makes a run's model the live bundle."""
+    from ray_recsys.core.workflows.publish import publish as run
 
-    with invocation.connect():
-        result = run(run_path, data, registry, invocation.recipe, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(
+            run_path,
+            data,
+            registry,
+            invocation.recipe.bundle,
+            executor,
+            recall_run=recall_run,
+            report=invocation.report,
+        )
     values = result.model_dump(mode="json")
     metrics = values.pop("metrics", None) or {}
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
@@ -63,12 +72,20 @@ def serve(invocation: Invocation, *, registry: Path) -> None:
 def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path | None, k: int) -> None:
     """Recommends to all users of a bundle.
 
-    Runs through Ray Data and gives the same lists that HTTP gives.
+    Runs on the cluster and gives the same lists that HTTP gives.
     """
-    from ray_recsys.distributed.batch import recommend as run
+    from ray_recsys.core.workflows.recommend import recommend as run
 
-    with invocation.connect():
-        result = run(_live(bundle), output, invocation.recipe, users=users, k=k, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(
+            _live(bundle),
+            output,
+            executor,
+            num_candidates=invocation.recipe.serve.num_candidates,
+            users=users,
+            k=k,
+            report=invocation.report,
+        )
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 
@@ -80,12 +97,12 @@ def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path
 def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Path) -> None:
     """Scores (user_id, item_id) pairs.
 
-    Order and rows stay; a pair with an id that the bundle does not know gets a null score, and is counted.
+    Rows keep their order; a pair with an id that the bundle does not have gets a null score, and is counted.
     """
-    from ray_recsys.distributed.batch import score as run
+    from ray_recsys.core.workflows.score import score as run
 
-    with invocation.connect():
-        result = run(_live(bundle), input_path, output, report=invocation.report)
+    with invocation.connect() as executor:
+        result = run(_live(bundle), input_path, output, executor, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
 
 

@@ -53,6 +53,22 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(_none_as_word(data))
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with other values of some keys, e.g. `{"train.learning_rate": 0.01}`.
+
+    Raises:
+        RecipeError: An unknown key or a value out of range.
+    """
+    data = recipe.model_dump()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section = data
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return parse_recipe(data, place="a value of the search space")
+
+
 def _none_as_word(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _none_as_word(inner) for key, inner in value.items()}

@@ -43,8 +43,9 @@ def _describe(problem: Any, schema: Schema) -> str:
 
 
 def _is_tag(schema: Schema, location: Location, place: int) -> bool:
-    """Whether a part of a location is the name that picks a member of a union, which is no key."""
-    return place > 0 and "discriminator" in _find(schema, location[:place])
+    """Whether a part of a location names a member of a union, which is no key."""
+    before = _find(schema, location[:place]) if place else {}
+    return "discriminator" in before or ("anyOf" in before and isinstance(location[place], str))
 
 
 def _suggest(key: str, known: Sequence[str]) -> str:
@@ -60,14 +61,22 @@ def _keys(schema: Schema, location: Location) -> list[str]:
 def _find(schema: Schema, location: Location) -> Schema:
     node = _resolve(schema, schema)
     for part in location:
-        if isinstance(part, int):
-            node = node["items"]
-        elif "discriminator" in node:
-            node = {"$ref": node["discriminator"]["mapping"][part]}
-        else:
-            node = node["properties"][part]
-        node = _resolve(node, schema)
+        node = _resolve(_step(node, part), schema)
     return node
+
+
+def _step(node: Schema, part: str | int) -> Schema:
+    if isinstance(part, int):
+        found: Schema = node["items"]
+    elif "discriminator" in node:
+        found = {"$ref": node["discriminator"]["mapping"][part]}
+    elif "anyOf" in node:  # pydantic names the member of the union that it tried
+        found = next((choice for choice in node["anyOf"] if choice.get("$ref", "").endswith(f"/{part}")), {})
+    elif "properties" in node:
+        found = node["properties"][part]
+    else:
+        found = node.get("additionalProperties", {})
+    return found
 
 
 def _resolve(node: Schema, schema: Schema) -> Schema:

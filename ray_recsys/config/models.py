@@ -1,14 +1,31 @@
 """The `[model]` section of a recipe: one class per model, told apart by `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
+from ray_recsys.config.space import Choice, Distribution, LogUniform, Uniform
+
+_WIDTH_AND_RATE: dict[str, Distribution] = {
+    "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
+    "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+}
+
+_RECENCY: dict[str, Distribution] = {
+    "model.recency_half_life": LogUniform(log_uniform=(2.0, 100.0)),
+    "model.recency_floor": Uniform(uniform=(0.0, 0.1)),
+}
+_SIMILARITY: dict[str, Distribution] = {
+    "model.num_neighbours": Choice(choice=(20, 50, 100, 200)),
+    "model.alpha": Uniform(uniform=(0.3, 0.8)),
+}
 
 
 class PopularityRecipe(Section):
     """Ranks items by their number of training interactions."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {}
 
     name: Literal["popularity"] = "popularity"
 
@@ -38,6 +55,8 @@ class HistoryWeightsRecipe(Section):
 class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
 
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
+
     name: Literal["item_knn"] = "item_knn"
     weight_by_repetition: bool = False
     """Whether a history item's weight grows with 1 + ln(repetition)."""
@@ -49,6 +68,8 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     The weights of the history are those of the user whose neighbours are looked for; the neighbours have their own.
     """
 
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
+
     name: Literal["user_knn"] = "user_knn"
     neighbour_half_life: float | None = Field(default=None, gt=0)
     """What a neighbour's item adds to its score halves every so many interactions back from the neighbour's last."""
@@ -58,6 +79,11 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
 
 class EASERecipe(HistoryWeightsRecipe):
     """EASE (Steck 2019): the linear item-to-item model in closed form."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.l2": LogUniform(log_uniform=(30.0, 5000.0)),
+        **_RECENCY,
+    }
 
     name: Literal["ease"] = "ease"
     l2: float = Field(default=500.0, gt=0)
@@ -70,6 +96,13 @@ class EASERecipe(HistoryWeightsRecipe):
 
 class IALSRecipe(HistoryWeightsRecipe):
     """iALS (Hu et al. 2008) as Rendle et al. 2022 regularise it."""
+
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.embedding_dim": Choice(choice=(32, 64, 128, 192)),
+        "model.l2": LogUniform(log_uniform=(0.001, 0.03)),
+        "model.unobserved_weight": LogUniform(log_uniform=(0.03, 1.0)),
+        **_RECENCY,
+    }
 
     name: Literal["ials"] = "ials"
     embedding_dim: PositiveInt = 128
@@ -85,8 +118,32 @@ class IALSRecipe(HistoryWeightsRecipe):
     """Standard deviation of the initial user vectors, divided by sqrt(embedding_dim)."""
 
 
+class MFRecipe(Section):
+    """Matrix factorisation with biases, by gradient descent (Koren et al. 2009; Rendle et al. 2020)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["mf"] = "mf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
+
+class GMFRecipe(Section):
+    """Generalised matrix factorisation (He et al. 2017): MF with a weight per dimension."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["gmf"] = "gmf"
+    embedding_dim: PositiveInt = 64
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
+
 class NeuMFRecipe(Section):
     """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
 
     name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32
@@ -104,6 +161,6 @@ class NeuMFRecipe(Section):
 
 
 ModelRecipe = Annotated[
-    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | NeuMFRecipe,
+    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
     Field(discriminator="name"),
 ]

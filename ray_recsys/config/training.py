@@ -1,10 +1,11 @@
 """Recipe sections on training: the epoch stream, the optimizer, the search, and the cluster that runs them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from ray_recsys.config.section import Section
+from ray_recsys.config.space import Distribution, flatten_space
 
 
 class FeedRecipe(Section):
@@ -68,18 +69,13 @@ class ClusterRecipe(Section):
 class TuneRecipe(Section):
     """Search space and schedule (ASHA)."""
 
+    space: Annotated[dict[str, Distribution], BeforeValidator(flatten_space)] = Field(default={})
+    """Recipe keys to search, e.g. `"train.learning_rate" = {log_uniform = [1e-4, 1e-2]}`; `choice`, `uniform` or
+    `log_uniform`. Empty: the model's usual keys (width and learning rate for models trained by gradient descent)."""
     num_trials: PositiveInt = 8
     max_concurrent_trials: PositiveInt = 2
-    """Each trial is one process of one CPU."""
-    embedding_dim: tuple[PositiveInt, ...] = Field(default=(8, 16, 32, 64), min_length=1)
-    learning_rate_min: float = Field(default=3e-4, gt=0)
-    learning_rate_max: float = Field(default=1e-2, gt=0)
+    """Each trial is one process with one CPU."""
     grace_epochs: PositiveInt = 3
     """Epochs that every trial gets."""
     reduction_factor: int = Field(default=2, ge=2)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.learning_rate_min > self.learning_rate_max:
-            raise ValueError("learning_rate_min must be <= learning_rate_max")
-        return self
+    """At each rung of the schedule the best 1 / reduction_factor of the trials continue."""

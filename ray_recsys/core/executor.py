@@ -1,9 +1,10 @@
 """Where independent tasks run: in this process, or on a cluster (`ray_recsys.distributed.executor`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -20,6 +21,11 @@ class Shared(Protocol[Value_co]):
 class Executor(Protocol):
     """Runs tasks that are told apart by a number."""
 
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that tasks may use together."""
+        ...
+
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
         """Yields `task(number)` for every number below `num_tasks`, in any order.
 
@@ -31,6 +37,14 @@ class Executor(Protocol):
 
         Raises:
             RecsysError: The first that a task raised.
+        """
+        ...
+
+    def stream(self, function: Callable[[Item], Result], items: Iterable[Item], *, stage: str) -> Iterator[Result]:
+        """Yields `function(item)` for each item, in order; a bounded number of items is held at a time.
+
+        Raises:
+            RecsysError: The first that a call raised.
         """
         ...
 
@@ -50,10 +64,22 @@ class _Held(Generic[Value]):
 class SerialExecutor:
     """Runs the tasks one after the other in this process."""
 
+    num_cpus = 1
+
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:  # noqa: ARG002
         """Yields `task(number)` for every number below `num_tasks`, in order."""
         for number in range(num_tasks):
             yield task(number)
+
+    def stream(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        stage: str,  # noqa: ARG002 - contract
+    ) -> Iterator[Result]:
+        """Yields `function(item)` for each item, in order."""
+        return map(function, items)
 
     def share(self, value: Value) -> Shared[Value]:
         """Returns a handle on the value itself."""

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
+from ray_recsys.core.workflows.publish import publish
 from ray_recsys.datasets.movielens_demo import write_movielens
-from ray_recsys.distributed.evaluation import EvaluationResult, evaluate
 from ray_recsys.distributed.ports import usable_port
 from ray_recsys.distributed.prepare import prepare
-from ray_recsys.distributed.publishing import publish
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
@@ -61,7 +63,9 @@ class DemoResult(BaseModel):
 
 
 @contextmanager
-def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = silent) -> Iterator[DemoResult]:
+def demo(
+    directory: Path, recipe: Recipe, executor: Executor, *, user_id: int, report: Reporter = silent
+) -> Iterator[DemoResult]:
     """Prepares, trains, evaluates, publishes and serves under `directory`; yields while the graph is up.
 
     A second demo in the same directory prepares anew and adds a run and a bundle.
@@ -77,9 +81,12 @@ def demo(directory: Path, recipe: Recipe, *, user_id: int, report: Reporter = si
     log, side_file = [str(files.interactions)], str(files.items)
     # anew, since another version's recipe may have made what is there
     stages.go("prepare", lambda: prepare(log, data, recipe, items=side_file, overwrite=True, report=report))
-    stages.go("train", lambda: train(data, run, recipe, report=report))
-    evaluation = stages.go("evaluate", lambda: evaluate(run, data, recipe, report=report))
-    stages.go("publish", lambda: publish(run, data, registry, recipe, report=report))
+    stages.go("train", lambda: train(data, run, recipe, executor, report=report))
+    evaluation = stages.go(
+        "evaluate",
+        lambda: evaluate([run], PreparedSet.open(data), recipe.evaluate, executor, seed=recipe.seed, report=report),
+    )
+    stages.go("publish", lambda: publish(run, data, registry, recipe.bundle, executor, report=report))
     start_s = time.monotonic()
     report("serve: starting the graph")
     with serve(registry, recipe, report=report) as address:

@@ -1,14 +1,15 @@
 """Tasks on the cluster: one Ray Data task per number; results come back as they finish.
 
 Ray Data retries a task whose node was lost as often as needed, so a task must be a pure function of its number. An
-error of the package's own tree is not retried: it reaches the caller as it was raised, and an error of the machine (a full
-disk, say) as a StageError.
+error of the package's own tree is not retried: it reaches the caller as it was raised, and an error of the machine (a
+full disk, say) as a StageError.
 """
 
 import ctypes
 import errno
 import functools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -23,27 +24,47 @@ from ray_recsys.distributed.free_cpus import require_cpu
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
+
+_ITEMS_PER_CPU = 2  # in flight: one being worked on, one waiting
+
+
+class _Guarded(Generic[Item, Result]):
+    """A function whose errors are returned: Ray would retry what it sees raised."""
+
+    def __init__(self, function: Callable[[Item], Result], stage: str) -> None:
+        self._function, self._stage = function, stage
+
+    def __call__(self, item: Item) -> Result | RecsysError:
+        _keep_freed_memory()
+        try:
+            return self._function(item)
+        except RecsysError as error:
+            return error
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            return StageError(f"{self._stage} failed: {_describe(error)}", remedy=_remedy(error))
 
 
 class _Numbered(Generic[Result]):
     """A Ray Data function: numbers in, results out, as objects."""
 
     def __init__(self, task: Callable[[int], Result], stage: str) -> None:
-        self._task, self._stage = task, stage
+        self._call = _Guarded(task, stage)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        _keep_freed_memory()
         results = np.empty(len(batch["id"]), object)
-        for place, number in enumerate(batch["id"]):
-            try:
-                results[place] = self._task(int(number))
-            except RecsysError as error:
-                results[place] = error
-            except (OSError, MemoryError, pa.ArrowException) as error:
-                results[place] = StageError(f"{self._stage} failed: {_describe(error)}", remedy=_remedy(error))
+        for row, number in enumerate(batch["id"]):
+            results[row] = self._call(int(number))
         return {"result": results}
+
+
+def _result_of(reference: Any) -> Any:
+    result = ray.get(reference)
+    if isinstance(result, RecsysError):
+        raise result
+    return result
 
 
 def _describe(error: Exception) -> str:
@@ -92,6 +113,11 @@ class RayExecutor:
     def __init__(self, command: str, cluster: ClusterRecipe, *, report: Reporter = silent) -> None:
         self._command, self._cluster, self._report = command, cluster, report
 
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of the cluster."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
         """Yields `task(number)` for every number below `num_tasks`, in any order; see `core.executor`.
 
@@ -114,6 +140,23 @@ class RayExecutor:
             if isinstance(result, RecsysError):
                 raise result
             yield result
+
+    def stream(self, function: Callable[[Item], Result], items: Iterable[Item], *, stage: str) -> Iterator[Result]:
+        """Yields `function(item)` for each item, in order; two items per CPU are held at a time.
+
+        Raises:
+            ClusterError: No CPU is free.
+            RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
+        """
+        require_cpu(self._command, wait_for_nodes=self._cluster.wait_for_nodes, report=self._report)
+        call = ray.remote(_Guarded(function, stage).__call__)
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(call.remote(item))
+            if len(waiting) >= _ITEMS_PER_CPU * self.num_cpus:
+                yield _result_of(waiting.popleft())
+        while waiting:
+            yield _result_of(waiting.popleft())
 
     def share(self, value: Value) -> Shared[Value]:
         """Returns a handle on a value in Ray's object store."""

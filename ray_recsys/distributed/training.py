@@ -1,7 +1,7 @@
-"""Trains NeuMF on a prepared set with Ray Train; the driver's side.
+"""Trains a model on a prepared set with Ray Train; the driver's side.
 
-Whatever dies, the run's directory has what is needed to go on: a lost worker is replaced from the latest checkpoint,
-and after a lost driver `resume` continues. What a worker does is in `training_loop`.
+The run's directory always has what is needed to resume: a lost worker is replaced from the latest checkpoint, and after
+a lost driver `resume` continues. What a worker does is in `train_worker`.
 """
 
 import shutil
@@ -12,75 +12,78 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.models.model_files import SHAPE, WEIGHTS
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.training.checkpoint import best_model_directory, read_progress, verify_checkpoint, write_curves
-from ray_recsys.core.training.resume import begin_run, can_resume
-from ray_recsys.core.training.run import BEST, CURVES, LAST, RAY_STORAGE, Run, RunManifest, RunStart, finish_run
+from ray_recsys.core.training import checkpoint as checkpoints
+from ray_recsys.core.training.checkpoint import read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.training.run import (
+    CURVES,
+    LAST,
+    MODEL,
+    RAY_STORAGE,
+    Run,
+    RunManifest,
+    TrainResult,
+    can_resume,
+    finish_run,
+    start_of,
+    start_run,
+)
+from ray_recsys.core.workflows.fit import fit
 from ray_recsys.distributed.feed import Feed, make_feed
-from ray_recsys.distributed.training_loop import WorkerArgs, train_worker
+from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
 from ray_recsys.distributed.training_progress import watching
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
 
-class TrainResult(BaseModel):
-    """What a training did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run: Path
-    num_users: int
-    num_items: int
-    num_epochs: int
-    best_epoch: int
-    metrics: dict[str, float]
-    """Validation metrics of the best epoch, under the full-ranking protocol."""
-    wall_s: float
-    """Of this call, start-up of the workers included."""
-
-
-def train(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, report: Reporter = silent) -> TrainResult:
-    """Trains until early stopping or the last epoch, and leaves a finished run.
+def train(
+    data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool = False, report: Reporter = silent
+) -> TrainResult:
+    """Trains the recipe's model, whichever it is, and leaves a finished run.
 
     Args:
         data: A prepared set, on storage that all workers see.
         output: The run to write, on storage that all workers see.
-        recipe: Model, feed, train and seed.
-        resume: Go on with the unfinished run at `output`; a finished one is left as it is.
-        report: Takes a line an epoch.
+        recipe: Model, feed, train, cluster and seed.
+        executor: For models that are fitted without epochs.
+        resume: Resume the unfinished run at `output`; a finished one is left as it is.
+        report: Gets an event per epoch.
 
     Raises:
         ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
         ClusterError: The cluster has too few CPUs or GPUs.
         StageError: Training failed or diverged.
     """
-    start_s = time.perf_counter()
     prepared = PreparedSet.open(data)
-    output = output.absolute()
-    start = RunStart(
-        num_users=prepared.manifest.num_users,
-        num_items=prepared.manifest.num_items,
-        input_fingerprint=prepared.manifest.input_fingerprint,
-        recipe=recipe,
-    )
+    if MODELS[recipe.model.name].fit is not None:
+        return fit(prepared, output, recipe, executor, resume=resume, report=report)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
+
+
+def train_by_gradient(
+    prepared: PreparedSet, output: Path, recipe: Recipe, *, resume: bool, report: Reporter
+) -> TrainResult:
+    """Trains until early stopping or the last epoch; see `train`."""
+    start_s = time.perf_counter()
+    start = start_of(prepared, recipe)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
-        return _result(output, Run.open(output).manifest, start_s)
+        return TrainResult.of(output, Run.open(output).manifest, start_s)
     prepared.verify()
     feed = make_feed(prepared, recipe, report=report)  # before anything is written: it refuses too small a cluster
     if resume:
         report(f"resuming the run at {output}")
     else:
-        begin_run(output, start)
+        start_run(output, start)
     checkpoint = _fit(feed, WorkerArgs(data=prepared.path, run=output, recipe=recipe), report)
     manifest = _export(checkpoint, output)
     best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
     report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
-    return _result(output, manifest, start_s)
+    return TrainResult.of(output, manifest, start_s)
 
 
 def _fit(feed: Feed, args: WorkerArgs, report: Reporter) -> Path:
@@ -134,27 +137,13 @@ def _export(checkpoint: Path, output: Path) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
     verify_checkpoint(checkpoint)
     progress = read_progress(checkpoint)
-    for name in (BEST, LAST):
+    for name in (MODEL, LAST):
         shutil.rmtree(output / name, ignore_errors=True)
-    shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(BEST, ".*"))
-    (output / BEST).mkdir()
-    for name in (WEIGHTS, SHAPE):
-        shutil.copy2(best_model_directory(checkpoint) / name, output / BEST / name)
+    shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
+    shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
     write_curves(output / CURVES, progress.records)
     manifest = finish_run(
         output, num_epochs=progress.num_epochs, best_epoch=progress.best_epoch, metrics=progress.best_metrics
     )
     shutil.rmtree(output / RAY_STORAGE)
     return manifest
-
-
-def _result(output: Path, manifest: RunManifest, start_s: float) -> TrainResult:
-    return TrainResult(
-        run=output,
-        num_users=manifest.num_users,
-        num_items=manifest.num_items,
-        num_epochs=manifest.num_epochs,
-        best_epoch=manifest.best_epoch,
-        metrics=manifest.metrics,
-        wall_s=round(time.perf_counter() - start_s, 3),
-    )

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_recsys.core.training.learner import METRIC
 from ray_recsys.progress import Reporter
 
 _POLL_S = 0.2
+METRIC = "NDCG@10"
 
 
 @contextmanager

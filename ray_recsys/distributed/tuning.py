@@ -1,8 +1,8 @@
-"""Ray Tune over embedding width and learning rate, with ASHA; the objective is validation NDCG@10.
+"""Ray Tune over recipe keys, with ASHA; the objective is the model's validation metric.
 
 A trial runs the same epochs as a train worker, alone in its own process: concurrent trials use a machine better than
-data parallelism inside each, and nothing is left behind when the scheduler ends one (Train's placement groups would be,
-without a dashboard).
+data parallelism inside each, and nothing is left behind when the scheduler stops one (Train's placement groups would
+be, without a dashboard). A model that is fitted without epochs is a trial of one step.
 """
 
 import csv
@@ -19,15 +19,18 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_recsys.config import Recipe
-from ray_recsys.config.files import dump_recipe
+from ray_recsys.config.files import dump_recipe, with_values
+from ray_recsys.config.space import Choice, Distribution, Uniform
+from ray_recsys.core.executor import SerialExecutor
+from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.local_feed import local_feed
-from ray_recsys.core.training.epochs import train_epochs
-from ray_recsys.core.training.learner import METRIC, Learner
+from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.trainer import DecidingMetric, Trainer, deciding_metric
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.free_cpus import require_cpu
-from ray_recsys.distributed.training_loop import set_threads
-from ray_recsys.errors import ArtifactError, DataError, StageError
+from ray_recsys.distributed.train_worker import set_threads
+from ray_recsys.errors import ArtifactError, DataError, RecipeError, StageError
 from ray_recsys.progress import Reporter, silent
 
 BEST_RECIPE = "best_recipe.toml"
@@ -40,35 +43,38 @@ class Trial(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    embedding_dim: int
-    learning_rate: float
+    values: dict[str, Any]
+    """By recipe key."""
     num_epochs: int
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
     error: str | None = None
 
+    def __str__(self) -> str:
+        values = ", ".join(f"{key} {_shown(value)}" for key, value in self.values.items())
+        if self.error is not None:
+            return f"{values}: failed, {self.error}"
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if name in _SHOWN)
+        return f"{values}: {metrics} (epoch {self.best_epoch} of {self.num_epochs}, {self.seconds:.0f} s)"
+
+
+_SHOWN = ("NDCG@10", "RMSE")
+
 
 class TuneResult(BaseModel):
-    """What a search found."""
+    """The result of a search."""
 
     model_config = ConfigDict(frozen=True)
 
     output: Path
     best_recipe: Path
-    """Trains as it is."""
+    """Ready to train."""
     num_trials: int
     best: Trial
     trials: tuple[Trial, ...]
     """Best first."""
     wall_s: float
-
-
-def with_values(recipe: Recipe, embedding_dim: int, learning_rate: float) -> Recipe:
-    """Returns the recipe with a trial's two values in it."""
-    model = recipe.model.model_copy(update={"embedding_dim": embedding_dim})
-    train = recipe.train.model_copy(update={"learning_rate": learning_rate})
-    return recipe.model_copy(update={"model": model, "train": train})
 
 
 def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent) -> TuneResult:
@@ -77,37 +83,42 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     Args:
         data: A prepared set with validation interactions, on storage that all nodes see.
         output: Directory to make.
-        recipe: Space and schedule under [tune]; the rest is what every trial shares.
-        report: Takes a line a trial.
+        recipe: Space and schedule under [tune]; the rest is shared by all trials.
+        report: Gets a line per trial.
 
     Raises:
         ArtifactError: `output` exists, or `data` cannot be read.
         ClusterError: No CPU is free.
         DataError: The prepared set has no validation interactions.
+        RecipeError: A key of the space is unknown, a value is out of range, or there is nothing to search.
         StageError: Every trial failed.
     """
     start_s = time.perf_counter()
+    space = search_space(recipe)
     prepared = PreparedSet.open(data)
     if not prepared.manifest.num_validation:
-        raise DataError(f"{data} has no validation interactions to choose by; prepare it with another [split]")
+        raise DataError(f"{data} has no validation interactions to choose by", remedy="prepare it with another [split]")
     output = output.absolute()
     if output.exists():
-        raise ArtifactError(f"{output} exists already; give another directory")
+        raise ArtifactError(f"{output} exists already", remedy="choose another directory")
     prepared.verify()
     require_cpu("tune", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
     output.mkdir(parents=True)
-    report(f"{recipe.tune.num_trials} trials, {recipe.tune.max_concurrent_trials} at a time")
-    grid = _fit(prepared, output, recipe, report)
-    trials = sorted((_trial_of(grid[place]) for place in range(len(grid))), key=_value, reverse=True)
+    report(f"{recipe.tune.num_trials} trials of {', '.join(space)}, {recipe.tune.max_concurrent_trials} at a time")
+    grid = _fit(prepared, output, recipe, space, report)
+    metric = deciding_metric(recipe.train)
+    found = [
+        _trial_of(grid[number].config or {}, grid[number].metrics, grid[number].error) for number in range(len(grid))
+    ]
+    trials = sorted(found, key=lambda trial: _rank(trial, metric))
     _write_table(output / TRIALS, trials)
     best = trials[0]
     if best.error is not None:
-        raise StageError(f"every trial failed; the first: {best.error}; see {output / TRIALS}")
-    chosen = with_values(recipe, best.embedding_dim, best.learning_rate)
-    (output / BEST_RECIPE).write_text(dump_recipe(chosen), encoding="utf8")
+        raise StageError(f"every trial failed; the first: {best.error}", remedy=f"see {output / TRIALS}")
+    (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
     shutil.rmtree(output / _STORAGE, ignore_errors=True)
-    for place, trial in enumerate(trials, start=1):
-        report(f"{place}. {_describe(trial)}")
+    for number, trial in enumerate(trials, start=1):
+        report(f"{number}. {trial}")
     return TuneResult(
         output=output,
         best_recipe=output / BEST_RECIPE,
@@ -118,50 +129,79 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     )
 
 
+def search_space(recipe: Recipe) -> dict[str, Distribution]:
+    """Returns the recipe's search space, or its model's usual one.
+
+    Raises:
+        RecipeError: A key is unknown, a value is out of range, or there is nothing to search.
+    """
+    space = recipe.tune.space or recipe.model.default_space
+    if not space:
+        raise RecipeError(f"model {recipe.model.name!r} has nothing to search", remedy="name keys under [tune.space]")
+    for key, distribution in space.items():
+        for value in distribution.bounds():
+            with_values(recipe, {key: value})
+    return space
+
+
 def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
     """Trains one recipe in this process and reports its best validation after each epoch to Tune."""
-    chosen = with_values(recipe, config["embedding_dim"], config["learning_rate"])
-    set_threads(chosen, workers_on_node=recipe.tune.max_concurrent_trials)
+    chosen = with_values(recipe, config)
+    set_threads(chosen.cluster, workers_on_node=recipe.tune.max_concurrent_trials)
     prepared = PreparedSet.open(data)
-    learner = Learner(chosen, prepared.manifest.num_users, prepared.manifest.num_items)
+    validation = Validation.read(prepared, chosen)
+    spec = MODELS[chosen.model.name]
+    if spec.fit is not None:
+        sums = validation.measure(spec.fit(prepared, chosen, SerialExecutor()))
+        ray_tune.report({**sums.means(), "num_epochs": 0, "best_epoch": 0})
+        return
+    assert spec.build is not None
+    trainer = Trainer(spec.build(prepared, chosen), chosen.train)
 
-    def tell(_: object) -> None:
-        progress = learner.progress
-        metrics = {METRIC: 0.0} | progress.best_metrics
+    def tell(*_: object) -> None:
+        progress = trainer.progress
+        metrics = {trainer.metric.label: math.inf if trainer.metric.is_error else 0.0} | progress.best_metrics
         ray_tune.report({**metrics, "num_epochs": progress.num_epochs, "best_epoch": progress.best_epoch})
 
-    train_epochs(learner, local_feed(prepared, chosen), Validation.read(prepared, chosen), tell)
+    train_epochs(trainer, local_feed(prepared, chosen), validation, chosen.seed, tell)
 
 
-def _fit(prepared: PreparedSet, output: Path, recipe: Recipe, report: Reporter) -> ray_tune.ResultGrid:
-    space = recipe.tune
+def _fit(
+    prepared: PreparedSet, output: Path, recipe: Recipe, space: dict[str, Distribution], report: Reporter
+) -> ray_tune.ResultGrid:
+    schedule, metric = recipe.tune, deciding_metric(recipe.train)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(partial(run_trial, data=prepared.path, recipe=recipe), {"cpu": 1}),
-        param_space={
-            "embedding_dim": ray_tune.choice(list(space.embedding_dim)),
-            "learning_rate": ray_tune.loguniform(space.learning_rate_min, space.learning_rate_max),
-        },
+        param_space={key: _to_tune(distribution) for key, distribution in space.items()},
         tune_config=ray_tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=space.num_trials,
-            search_alg=BasicVariantGenerator(max_concurrent=space.max_concurrent_trials, random_state=recipe.seed),
+            metric=metric.label,
+            mode="min" if metric.is_error else "max",
+            num_samples=schedule.num_trials,
+            search_alg=BasicVariantGenerator(max_concurrent=schedule.max_concurrent_trials, random_state=recipe.seed),
             scheduler=ASHAScheduler(
                 time_attr="training_iteration",
                 max_t=recipe.train.epochs,
-                grace_period=min(space.grace_epochs, recipe.train.epochs),
-                reduction_factor=space.reduction_factor,
+                grace_period=min(schedule.grace_epochs, recipe.train.epochs),
+                reduction_factor=schedule.reduction_factor,
             ),
             reuse_actors=False,
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(output / _STORAGE), verbose=0, callbacks=[_TellOfTrials(report)]
+            name="tune", storage_path=str(output / _STORAGE), verbose=0, callbacks=[_TrialReporter(report)]
         ),
     )
     return tuner.fit()
 
 
-class _TellOfTrials(ray_tune.Callback):
+def _to_tune(distribution: Distribution) -> Any:
+    if isinstance(distribution, Choice):
+        return ray_tune.choice(list(distribution.choice))
+    if isinstance(distribution, Uniform):
+        return ray_tune.uniform(*distribution.uniform)
+    return ray_tune.loguniform(*distribution.log_uniform)
+
+
+class _TrialReporter(ray_tune.Callback):
     """Reports each trial that ends."""
 
     def __init__(self, report: Reporter) -> None:
@@ -170,51 +210,45 @@ class _TellOfTrials(ray_tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._num_ended += 1
-        metrics, config = trial.last_result or {}, trial.config
-        self._report(
-            f"trial {self._num_ended}: embedding_dim {config['embedding_dim']}, "
-            f"learning_rate {config['learning_rate']:.2g}: {METRIC} {metrics.get(METRIC, 0.0):.4f} "
-            f"after {metrics.get('num_epochs', 0)} epochs"
-        )
+        self._report(f"trial {self._num_ended}: {_trial_of(trial.config, trial.last_result, None)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._num_ended += 1
         self._report(f"trial {self._num_ended} failed: {trial.config}")
 
 
-def _trial_of(result: Any) -> Trial:
-    metrics = result.metrics or {}
-    error = None if result.error is None else str(result.error).strip().splitlines()[-1]
+def _trial_of(values: dict[str, Any], metrics: dict[str, Any] | None, error: Exception | None) -> Trial:
+    metrics = metrics or {}
+    names = ("Hit@10", "NDCG@10", "Recall@10", "MRR", "RMSE", "MAE")
     return Trial(
-        embedding_dim=result.config["embedding_dim"],
-        learning_rate=result.config["learning_rate"],
+        values=values,
         num_epochs=metrics.get("num_epochs", 0),
         best_epoch=metrics.get("best_epoch", 0),
-        metrics={name: metrics[name] for name in ("Hit@10", METRIC, "Recall@10", "MRR") if name in metrics},
+        metrics={name: metrics[name] for name in names if name in metrics},
         seconds=round(metrics.get("time_total_s", 0.0), 3),
-        error=error,
+        error=None if error is None else str(error).strip().splitlines()[-1],
     )
 
 
-def _value(trial: Trial) -> float:
-    return -math.inf if trial.error is not None else trial.metrics.get(METRIC, 0.0)
+def _rank(trial: Trial, metric: DecidingMetric) -> float:
+    """Returns a number that is lower for a better trial."""
+    if trial.error is not None or metric.label not in trial.metrics:
+        return math.inf
+    value = trial.metrics[metric.label]
+    return value if metric.is_error else -value
 
 
-def _describe(trial: Trial) -> str:
-    if trial.error is not None:
-        return f"embedding_dim {trial.embedding_dim}, learning_rate {trial.learning_rate:.2g}: failed, {trial.error}"
-    return (
-        f"embedding_dim {trial.embedding_dim}, learning_rate {trial.learning_rate:.2g}: {METRIC} "
-        f"{trial.metrics.get(METRIC, 0.0):.4f} (epoch {trial.best_epoch} of {trial.num_epochs}, {trial.seconds:.0f} s)"
-    )
+def _shown(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _write_table(path: Path, trials: list[Trial]) -> None:
+    keys = list(trials[0].values)
     names = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     with path.open("w", newline="", encoding="utf8") as file:
         writer = csv.writer(file)
-        writer.writerow(["embedding_dim", "learning_rate", "num_epochs", "best_epoch", *names, "seconds", "error"])
+        writer.writerow([*keys, "num_epochs", "best_epoch", *names, "seconds", "error"])
         for trial in trials:
+            values = [trial.values[key] for key in keys]
             metrics = [trial.metrics.get(name, "") for name in names]
-            values = [trial.embedding_dim, trial.learning_rate, trial.num_epochs, trial.best_epoch]
-            writer.writerow([*values, *metrics, trial.seconds, trial.error or ""])
+            writer.writerow([*values, trial.num_epochs, trial.best_epoch, *metrics, trial.seconds, trial.error or ""])

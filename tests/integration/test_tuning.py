@@ -1,4 +1,4 @@
-"""Ray Tune for real: a small search ends poor trials early and writes a recipe that trains as it is."""
+"""Ray Tune for real: a small search stops poor trials early and writes a recipe that is ready to train."""
 
 import csv
 from pathlib import Path
@@ -8,42 +8,65 @@ import pytest
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import load_recipe, parse_recipe
 from ray_recsys.distributed.tuning import tune
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
 from ray_recsys.progress import Event
 from tests.factories import change_a_byte, make_prepared_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def test_a_search_writes_the_best_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    prepared = make_prepared_set(tmp_path / "data")
+def test_a_search_stops_poor_trials_early_and_writes_the_best_recipe(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepared = make_prepared_set(tmp_path / "data", num_users=200)
+    epochs, num_trials = 8, 4
     recipe = parse_recipe(
         {
             "model": {"mlp_layers": [8, 4], "init_std": 0.1},
-            "train": {"epochs": 4, "batch_size": 64},
-            "tune": {"num_trials": 3, "embedding_dim": [4, 8], "grace_epochs": 1},
+            "train": {"epochs": epochs, "batch_size": 64, "early_stopping_epochs": "none"},
+            "tune": {
+                "num_trials": num_trials,
+                "grace_epochs": 1,
+                "space": {
+                    "train": {"learning_rate": {"log_uniform": [1e-6, 0.1]}},
+                    "model.embedding_dim": {"choice": [4]},
+                },
+            },
         },
         "test",
     )
     lines: list[Event] = []
     result = tune(prepared.path, tmp_path / "tuned", recipe, report=lines.append)
 
-    assert capfd.readouterr().out == ""  # Tune's own tables stay away
-    assert result.num_trials == len(result.trials) == 3
-    assert all(trial.error is None and 1 <= trial.num_epochs <= 4 for trial in result.trials)
+    assert capfd.readouterr().out == ""  # Tune's own tables are suppressed
+    assert result.num_trials == len(result.trials) == num_trials
+    assert all(trial.error is None and 1 <= trial.num_epochs <= epochs for trial in result.trials)
+    # Without early stopping of epochs only the schedule can end a trial: without ASHA each would run all epochs.
+    assert sum(trial.num_epochs for trial in result.trials) < num_trials * epochs
     values = [trial.metrics["NDCG@10"] for trial in result.trials]
     assert values == sorted(values, reverse=True)
     best = load_recipe(result.best_recipe)
-    assert (best.model.embedding_dim, best.train.learning_rate) == (
-        result.best.embedding_dim,
-        result.best.learning_rate,
-    )
-    assert best.model.mlp_layers == (8, 4)
+    assert best.train.learning_rate == result.best.values["train.learning_rate"]
+    assert best.model.model_dump(include={"embedding_dim", "mlp_layers"}) == {"embedding_dim": 4, "mlp_layers": (8, 4)}
     rows = list(csv.DictReader((tmp_path / "tuned" / "trials.csv").read_text().splitlines()))
     assert [float(row["NDCG@10"]) for row in rows] == values
-    assert sum(line.startswith("trial ") for line in lines) == 3
+    assert sum(str(line).startswith("trial ") for line in lines) == num_trials
     with pytest.raises(ArtifactError, match="exists already"):
         tune(prepared.path, tmp_path / "tuned", recipe)
+
+
+def test_a_space_that_no_recipe_accepts_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "data")
+    for space, message in (
+        ({"train.learning_rat": {"choice": [0.1]}}, "did you mean learning_rate"),
+        ({"train.epochs": {"choice": [5, 0]}}, r"train\.epochs = 0: must be a whole number > 0"),
+        ({"model.name": {"choice": ["nothing"]}}, "must be one of"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            tune(data.path, tmp_path / "tuned", parse_recipe({"tune": {"space": space}}, "test"))
+    with pytest.raises(RecipeError, match="'popularity' has nothing to search"):
+        tune(data.path, tmp_path / "tuned", parse_recipe({"model": {"name": "popularity"}}, "test"))
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_path: Path) -> None:

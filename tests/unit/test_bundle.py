@@ -34,7 +34,8 @@ def test_a_bundle_knows_what_every_user_has_seen_in_order_of_time(tmp_path: Path
 
 def test_every_file_of_a_bundle_is_checked_and_named(tmp_path: Path, prepared: PreparedSet) -> None:
     make_bundle(tmp_path / "bundle", prepared)
-    names = sorted(path.name for path in (tmp_path / "bundle").iterdir())
+    files = [path for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
+    names = sorted(str(path.relative_to(tmp_path / "bundle")) for path in files)
     assert "index.faiss" in names
     for name in names:
         path = tmp_path / "bundle" / name
@@ -53,7 +54,7 @@ def test_every_file_of_a_bundle_is_checked_and_named(tmp_path: Path, prepared: P
 
 def test_no_file_of_a_bundle_is_a_pickle(tmp_path: Path, prepared: PreparedSet) -> None:
     make_bundle(tmp_path / "bundle", prepared)
-    for path in (tmp_path / "bundle").iterdir():
+    for path in (tmp_path / "bundle").rglob("*.*"):
         assert not path.read_bytes().startswith(b"\x80"), path.name
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ray_recsys.config import DropRule, Recipe
-from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe
+from ray_recsys.config import DropRule, ItemKNNRecipe, NeuMFRecipe, Recipe
+from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe, with_values
 from ray_recsys.errors import RecipeError
 
 WRONG = [
@@ -37,7 +37,10 @@ WRONG = [
     ("[[input.drop]]\nreason = 'x'\ncolumn = 'c'", "input.drop.0: a drop rule needs one of"),
     ("[[input.drop]]\nreason = 'X!'\ncolumn = 'c'\nis_null = true", "input.drop.0.reason = 'X!': must be a text that"),
     ("[[input.drop]]\nreason = 'x'\nis_null = true", "input.drop.0.column is missing: give a text"),
-    ("[tune]\nlearning_rate_min = 1.0\nlearning_rate_max = 0.1", "learning_rate_min must be <= learning_rate_max"),
+    ("[tune.space]\n'train.epochs' = {uniform = [2, 1]}", "uniform = [2.0, 1.0]: the first number must be below"),
+    ("[tune.space.train]\nlearning_rate = {log_uniform = [0, 1]}", "must be two rising numbers above 0"),
+    ("[model]\nname = 'svd'", "model.name = 'svd': must be one of item_knn, neumf, popularity, user_knn"),
+    ("[model]\nname = 'item_knn'\nshrink = 1", "model.shrink: unknown key; did you mean shrinkage?"),
     ("[input]\ntimestamp_column = 'none'", "split.method = 'leave_one_out' needs times"),
     ("[train]\nobjective = 'explicit'", "train.objective = 'explicit': needs input.rating_column"),
     ("[split]\nvalidation_from_s = 9\ntest_from_s = 8", "split: validation_from_s = 9 is after test_from_s = 8"),
@@ -92,8 +95,29 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     ]
     recipe = load_recipe(path, overrides)
     assert (recipe.train.epochs, recipe.train.learning_rate, recipe.train.early_stopping_epochs) == (7, 0.5, None)
+    assert isinstance(recipe.model, NeuMFRecipe)
     assert (recipe.model.mlp_layers, recipe.input.user_column) == ((8, 4), "customer")
     assert recipe.input.drop == (DropRule(reason="test", column="c", at_most=0),)
+
+
+def test_another_model_drops_the_files_keys_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[model]\nembedding_dim = 8\n[train]\nepochs = 3\n")
+    other = load_recipe(path, ["model.name=item_knn", "model.shrinkage=5"])
+    assert other.model == ItemKNNRecipe(shrinkage=5)
+    assert other.train.epochs == 3
+    same = load_recipe(path, ["model.name=neumf"])
+    assert same.model == NeuMFRecipe(embedding_dim=8)
+
+
+def test_values_of_a_search_space_are_laid_over_a_recipe() -> None:
+    recipe = with_values(Recipe(), {"model.embedding_dim": 16, "train.learning_rate": 0.5, "seed": 3})
+    assert isinstance(recipe.model, NeuMFRecipe)
+    assert (recipe.model.embedding_dim, recipe.train.learning_rate, recipe.seed) == (16, 0.5, 3)
+    with pytest.raises(RecipeError, match=r"model\.width: unknown key"):
+        with_values(Recipe(), {"model.width": 16})
+    with pytest.raises(RecipeError, match="modle: unknown key; did you mean model"):
+        with_values(Recipe(), {"modle.embedding_dim": 16})
 
 
 @pytest.mark.parametrize(
@@ -142,16 +166,18 @@ recipes = st.fixed_dictionaries(
         "input": st.fixed_dictionaries(
             {"user_column": texts, "rating_column": texts, "drop": st.lists(drop_rules, max_size=2).map(tuple)}
         ),
-        "model": st.fixed_dictionaries({"mlp_layers": st.lists(st.integers(1, 4096), min_size=1, max_size=4)}),
+        "model": st.fixed_dictionaries({"mlp_layers": st.lists(st.integers(1, 4096), min_size=1, max_size=4)})
+        | st.fixed_dictionaries({"name": st.just("item_knn"), "shrinkage": st.floats(0, 1e6)})
+        | st.just({"name": "popularity"}),
         "feed": st.fixed_dictionaries({"recency_half_life": st.none() | positive}),
         "train": st.fixed_dictionaries(
             {
                 "objective": st.sampled_from(["implicit", "explicit"]),
                 "learning_rate": positive,
                 "early_stopping_epochs": st.none() | st.integers(1, 99),
-                "use_gpu": st.booleans(),
             }
         ),
+        "cluster": st.fixed_dictionaries({"use_gpu": st.booleans()}),
     }
 )
 

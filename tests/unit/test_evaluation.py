@@ -1,6 +1,7 @@
 """Evaluation against a reference that sorts Python lists; ties; protocols; what may be a candidate."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.arrays import Float32s, Int64s
-from ray_recsys.core.evaluation.baselines import Popularity, Random
+from ray_recsys.core.arrays import Float32s, Int64s, Integers
+from ray_recsys.core.evaluation.baselines import Random
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.evaluation.protocols import Split, evaluate_users
 from ray_recsys.core.evaluation.ranking import TieOrder, ranks_of
 from ray_recsys.core.evaluation.unseen_items import draw_unseen
 from ray_recsys.core.histories import Histories, Interactions
+from ray_recsys.core.models.contract import DenseFactors, Scorer, UserFactors
+from ray_recsys.core.models.popularity import popularity_of
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.errors import StageError
@@ -29,12 +32,12 @@ class TableScorer:
     def __init__(self, table: npt.ArrayLike) -> None:
         self.table = np.asarray(table, np.float32)
 
-    def score_catalogue(self, user_idx: Int64s) -> Float32s:
-        return self.table[user_idx]
+    def users(self, user_idx: Int64s) -> UserFactors:
+        return DenseFactors(self.table[user_idx])
 
-    def score_pairs(self, user_idx: Int64s, item_idx: npt.NDArray[np.integer]) -> Float32s:
-        scores: Float32s = self.table[user_idx[:, None], item_idx]
-        return scores
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        assert isinstance(users, DenseFactors)
+        return users.values.copy() if item_idx is None else np.take_along_axis(users.values, item_idx, axis=1)
 
 
 def reference(table: Float32s, histories: Histories, split: Split, k: int, seed: int) -> dict[str, float]:
@@ -113,23 +116,25 @@ def test_batches_partitions_and_order_of_users_change_nothing(prepared: Prepared
     for wanted in (0, 1):
         for partition in range(4):
             histories = prepared.read_partition(partition)
-            is_selected = histories.user_idx % 2 == wanted
-            halves.append(
-                evaluate_users(
-                    scorer, histories, num_items=60, recipe=recipe, split="test", seed=9, is_selected=is_selected
-                )
-            )
+            half = _with_test_of(histories, histories.user_idx % 2 == wanted)
+            halves.append(evaluate_users(scorer, half, num_items=60, recipe=recipe, split="test", seed=9))
     assert MetricSums.total(halves) == whole
+
+
+def _with_test_of(histories: Histories, is_chosen: npt.NDArray[np.bool_]) -> Histories:
+    lengths = np.where(is_chosen, histories.test.lengths, 0)
+    items = histories.test.item_idx[np.repeat(is_chosen, histories.test.lengths)]
+    return replace(histories, test=Interactions(np.concatenate([[0], np.cumsum(lengths)]), items))
 
 
 def test_popularity_beats_random_where_popular_items_are_drawn_more_often(prepared: PreparedSet) -> None:
     recipe = EvaluateRecipe(ks=(10,))
-    popular = _sums(Popularity(prepared.item_counts()), prepared, recipe).means()["NDCG@10"]
+    popular = _sums(popularity_of(prepared.item_counts(), 3000), prepared, recipe).means()["NDCG@10"]
     random = _sums(Random(60, seed=1), prepared, recipe).means()["NDCG@10"]
     assert popular > 1.5 * random
 
 
-def _sums(scorer: TableScorer | Popularity | Random, prepared: PreparedSet, recipe: EvaluateRecipe) -> MetricSums:
+def _sums(scorer: Scorer, prepared: PreparedSet, recipe: EvaluateRecipe) -> MetricSums:
     partitions = map(prepared.read_partition, range(len(prepared.manifest.partitions)))
     num_items = prepared.manifest.num_items
     return MetricSums.total(
@@ -149,7 +154,7 @@ def test_a_score_that_is_no_number_fails_and_names_the_user(tmp_path: Path, valu
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 12))
-def test_rank_is_the_place_in_a_list_sorted_by_score_and_tie_key(seed: int, num_candidates: int, levels: int) -> None:
+def test_rank_is_the_position_when_sorted_by_score_and_tie_key(seed: int, num_candidates: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, levels, (4, num_candidates)).astype(np.float32)
     own = rng.integers(0, num_candidates, 4)
@@ -186,3 +191,25 @@ def test_a_user_with_few_unseen_items_gets_just_those() -> None:
     excluded = ExcludedItems.from_pairs(6, 1, np.zeros(4, np.int64), np.array([0, 1, 3, 5], np.int32))
     drawn, is_drawn = draw_unseen(np.array([0]), np.array([5]), excluded, np.array([0]), num_drawn=4, seed=1)
     assert sorted(drawn[is_drawn].tolist()) == [2, 4]
+
+
+def test_rating_errors_are_those_of_the_held_out_ratings() -> None:
+    histories = Histories(
+        4,
+        Interactions(np.array([0, 1, 2]), np.array([0, 1], np.int32)),
+        Interactions(np.array([0, 0, 0]), np.zeros(0, np.int32)),
+        Interactions(np.array([0, 2, 3]), np.array([2, 3, 0], np.int32), rating=np.array([4.0, 1.0, 3.0], np.float32)),
+    )
+    table = np.zeros((6, 5))
+    table[4, 2:4], table[5, 0] = (3.5, 2.0), 5.0
+    for protocol in ("full", "sampled"):
+        recipe = EvaluateRecipe.model_validate({"protocol": protocol, "num_sampled": 2, "ks": (1,)})
+        sums = evaluate_users(
+            TableScorer(table), histories, num_items=5, recipe=recipe, split="test", seed=1, has_ratings=True
+        )
+        errors = np.array([0.5, 1.0, 2.0])
+        assert sums.means()["MAE"] == pytest.approx(errors.mean(), abs=1e-6)
+        assert sums.means()["RMSE"] == pytest.approx(np.sqrt((errors**2).mean()), abs=1e-6)
+        spread = np.sqrt((errors**2).var() / 3) / (2 * sums.means()["RMSE"])
+        assert sums.standard_errors()["RMSE"] == pytest.approx(spread, abs=1e-5)
+        assert sums.standard_errors()["MAE"] == pytest.approx(errors.std() / np.sqrt(3), abs=1e-5)

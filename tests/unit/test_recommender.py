@@ -2,13 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_recsys.core.models.neighbours import find_neighbours
-from ray_recsys.core.models.neumf_scorer import NeuMFScorer
-from ray_recsys.core.recommending.recall import Recall
+from ray_recsys.core.executor import SerialExecutor
+from ray_recsys.core.models import neighbours
+from ray_recsys.core.models.contract import DenseFactors, RecallSpace
+from ray_recsys.core.models.neighbours import nearest_by_cosine
+from ray_recsys.core.models.popularity import Popularity
+from ray_recsys.core.recommending.bundle import Bundle, BundleModels, build_bundle
+from ray_recsys.core.recommending.candidate_index import CandidateIndex, RankedCatalogue
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry
 from tests.bundles import publish_bundle
@@ -33,12 +36,25 @@ def test_recall_is_exact_with_ties_by_index(seed: int, num_items: int, num_candi
     excluded = np.flatnonzero(rng.random(num_items) < 0.3)
     scores = vectors @ user
     order = [i for i in np.lexsort((np.arange(num_items), -scores)) if i not in set(excluded.tolist())]
-    found = Recall.build(vectors).search(user, num_candidates, excluded)
+    found = CandidateIndex.build(RecallSpace(vectors)).search(DenseFactors(user[None]), num_candidates, excluded)
+    assert found.tolist() == order[:num_candidates]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), num_items=st.integers(1, 60), num_candidates=st.integers(1, 80))
+def test_a_ranked_catalogue_is_exact_with_ties_by_index(seed: int, num_items: int, num_candidates: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-2, 3, num_items).astype(np.float32)
+    excluded = np.flatnonzero(rng.random(num_items) < 0.3)
+    order = [i for i in np.lexsort((np.arange(num_items), -scores)) if i not in set(excluded.tolist())]
+    model = Popularity(1, scores)
+    found = RankedCatalogue(model).search(model.users(np.array([0])), num_candidates, excluded)
     assert found.tolist() == order[:num_candidates]
 
 
 def test_with_all_items_as_candidates_the_best_of_the_catalogue_come_back(recommender: Recommender) -> None:
-    scores = NeuMFScorer(recommender.bundle.load_model()).score_catalogue(np.arange(NUM_USERS))
+    model = recommender.bundle.load_model()
+    scores = model.scores(model.users(np.arange(NUM_USERS)))
     for user_idx in range(NUM_USERS):
         seen = set(recommender.bundle.seen.of(user_idx).tolist())
         order = [i for i in np.lexsort((np.arange(NUM_ITEMS), -scores[user_idx])) if i not in seen]
@@ -74,29 +90,30 @@ def test_a_history_is_folded_in_the_same_each_time_and_kept_out(recommender: Rec
     assert not set(recommender.bundle.seen.of(3).tolist()) & set(with_history.item_idx.tolist())
 
 
-def test_a_folded_in_user_scores_their_history_higher_than_the_mean_user_does(recommender: Recommender) -> None:
-    history = np.array([30, 35, 39], np.int32)
-    folded = recommender._fold_in.row(history)
-    others = np.setdiff1d(np.arange(NUM_ITEMS), history).astype(np.int32)
-    mean = recommender._fold_in._mean
-    model = recommender.bundle.load_model()
-    with torch.no_grad():
-        for name, part in zip(("user_gmf", "user_mlp"), np.split(mean[:-1], 2), strict=True):
-            getattr(model, name)[0] = torch.from_numpy(part.copy())
-        model.user_bias[0] = float(mean[-1])
-    of_mean = NeuMFScorer(model).score_catalogue(np.array([0]))[0]
+def test_recall_and_rerank_may_be_different_models(recommender: Recommender, tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "prepared")
+    rerank = recommender.bundle.load_model()
+    recall = Popularity(NUM_USERS, np.arange(NUM_ITEMS, 0, -1).astype(np.float32))
+    models = BundleModels(rerank, "neumf", recall, "popularity", recommender.bundle.neighbours)
+    recipe = recommender.bundle.manifest.recipe
+    build_bundle(tmp_path / "bundle", models=models, prepared=prepared, recipe=recipe, metrics={})
+    two_models = Recommender(Bundle.open(tmp_path / "bundle"))
+    assert two_models.bundle.manifest.recall_model == "popularity"
+    for user_idx in range(NUM_USERS):
+        query = Query(user_idx=user_idx, k=5, num_candidates=8)
+        unseen = [i for i in range(NUM_ITEMS) if i not in set(two_models.bundle.seen.of(user_idx).tolist())]
+        candidates = two_models.recall(query)
+        assert candidates.item_idx.tolist() == unseen[:8]
+        scores = rerank.scores(rerank.users(np.array([user_idx])), candidates.item_idx[None])[0]
+        expected = candidates.item_idx[np.lexsort((candidates.item_idx, -scores))[:5]]
+        assert two_models.rerank(query, candidates).item_idx.tolist() == expected.tolist()
 
-    def margin(scores_history: np.ndarray, scores_others: np.ndarray) -> float:
-        return float(scores_history.mean() - scores_others.mean())
 
-    rerank = recommender._rerank
-    folded_margin = margin(rerank.score(folded, history), rerank.score(folded, others))
-    assert folded_margin > margin(of_mean[history], of_mean[others])
-
-
-def test_neighbours_are_the_nearest_by_cosine() -> None:
+@pytest.mark.parametrize("max_block", [30 * 7, 1 << 25])
+def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch, max_block: int) -> None:
+    monkeypatch.setattr(neighbours, "MAX_BLOCK_COSINES", max_block)
     embeddings = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    found = find_neighbours(embeddings, 5)
+    found = nearest_by_cosine(embeddings, 5, SerialExecutor())
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     for item in range(30):
         cosines = unit @ unit[item]
@@ -106,4 +123,4 @@ def test_neighbours_are_the_nearest_by_cosine() -> None:
 
 
 def test_a_catalogue_of_one_item_has_no_neighbours() -> None:
-    assert find_neighbours(np.ones((1, 4), np.float32), 5).item_idx.shape == (1, 0)
+    assert nearest_by_cosine(np.ones((1, 4), np.float32), 5, SerialExecutor()).item_idx.shape == (1, 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ray_recsys.config import HistoryWeightsRecipe
 from ray_recsys.core.models.contract import SparseFactors
-from ray_recsys.core.models.sparse_rows import concatenate, take_rows, to_csr, weighted_rows
+from ray_recsys.core.models.sparse_rows import concatenate, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import write_partition
 from ray_recsys.errors import ArtifactError
@@ -74,7 +74,7 @@ def test_of_a_repeated_item_the_last_is_kept(history: list[int]) -> None:
 @given(st.lists(st.lists(st.integers(0, 6), max_size=5, unique=True), min_size=1, max_size=6), st.data())
 def test_rows_are_taken_and_joined(rows: list[list[int]], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
-    taken = take_rows(rows_of(*rows), np.array(chosen, np.int64))
+    taken = rows_of(*rows).take(np.array(chosen, np.int64))
     expected = rows_of(*(rows[row] for row in chosen))
     assert np.array_equal(taken.offsets, expected.offsets)
     assert np.array_equal(taken.idx, expected.idx)

@@ -1,1 +1,1 @@
-"""Metrics of scorers over users, and the baselines beside them."""
+"""Ranking metrics of models over users, and the protocols that they are measured under."""

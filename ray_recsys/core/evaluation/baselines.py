@@ -1,36 +1,15 @@
-"""Popularity and Random: the scorers that every model is shown beside.
+"""The Random baseline, which every model is shown beside; the other baseline is `core.models.popularity`.
 
-They know training counts and a seed, nothing of users. B users, C candidates, I items.
+Shapes: B users, C candidates, I items.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from ray_recsys.core.arrays import Float32s, Int64s, UInt64s
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers, UInt64s
 from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits
+from ray_recsys.core.models.contract import SparseFactors, UserFactors
 
-_PURPOSE = 13  # keeps these scores apart from other random numbers under the same seed
-
-
-class Popularity:
-    """Scores an item by its number of training interactions, the same for every user.
-
-    Args:
-        item_counts: Training interactions of each item, int64[I].
-    """
-
-    def __init__(self, item_counts: Int64s) -> None:
-        # Places among the distinct counts order items as the counts do, and float32 keeps them apart.
-        self._scores = np.unique(item_counts, return_inverse=True)[1].astype(np.float32)
-
-    def score_catalogue(self, user_idx: Int64s) -> Float32s:
-        """Returns the scores of every item for each user, float32[B, I]."""
-        return np.tile(self._scores, (len(user_idx), 1))
-
-    def score_pairs(self, user_idx: Int64s, item_idx: npt.NDArray[np.integer]) -> Float32s:  # noqa: ARG002 - protocol
-        """Returns the scores of each user with its own items, float32[B, C]."""
-        scores: Float32s = self._scores[item_idx]
-        return scores
+_SCORES = 13  # separates these scores from other random numbers under the same seed
 
 
 class Random:
@@ -43,15 +22,22 @@ class Random:
 
     def __init__(self, num_items: int, seed: int) -> None:
         self._num_items = num_items
-        self._key = derive_key(seed, _PURPOSE)
+        self._key = derive_key(seed, _SCORES)
 
-    def score_catalogue(self, user_idx: Int64s) -> Float32s:
-        """Returns the scores of every item for each user, float32[B, I]."""
-        return self.score_pairs(user_idx, np.arange(self._num_items)[None, :])
+    def users(self, user_idx: Int64s) -> UserFactors:
+        """Returns the users' indices, as one entry each."""
+        offsets = np.arange(len(user_idx) + 1)
+        return SparseFactors(offsets, user_idx.astype(np.int32), np.ones(len(user_idx), np.float32))
 
-    def score_pairs(self, user_idx: Int64s, item_idx: npt.NDArray[np.integer]) -> Float32s:
-        """Returns the scores of each user with its own items, float32[B, C]."""
-        return _to_unit(random_bits(derive_keys(self._key, user_idx)[:, None], item_idx))
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        """Returns the scores of each user's items, float32[B, C]."""
+        assert isinstance(users, SparseFactors)
+        items = np.arange(self._num_items)[None, :] if item_idx is None else item_idx
+        return _to_unit(random_bits(_user_keys(self._key, users.idx)[:, None], items))
+
+
+def _user_keys(key: int, user_idx: Int32s) -> UInt64s:
+    return derive_keys(key, user_idx.astype(np.int64))
 
 
 def _to_unit(bits: UInt64s) -> Float32s:

@@ -1,10 +1,10 @@
-"""Candidate lists given by the user, and the metrics of a scorer on them.
+"""Candidate lists read from a file, and the metrics of a scorer on them.
 
-A list is a user with candidate items, one or more of which are labelled 1: held out. Nothing is added and nothing taken
-away. A pair whose user or item is unknown to the model has no score and stands last in its list, for every scorer: an
-unknown held-out item gets the rank of the last place. Lists without a held-out item have no metrics and are left out.
+A list is a user with candidate items, one or more of which are labelled 1: held out. The lists are ranked as given. A
+pair whose user or item is unknown to the model has no score and ranks last in its list, for every scorer. Lists without
+a held-out item have no metrics and are skipped.
 
-Knows nothing of files' formats or of how users are spread over processes. L lists, n candidates in all.
+Shapes: L lists, n candidates in all.
 """
 
 from collections.abc import Iterator
@@ -19,27 +19,28 @@ from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of
-from ray_recsys.core.evaluation.scorer import Scorer
 from ray_recsys.core.id_files import IdFile
+from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.vocabulary import Lookup, Vocabulary
 from ray_recsys.errors import DataError, EmptyDataError
 
 COLUMNS = ("user_id", "item_id", "label")
 _MAX_SCORES = 1 << 22  # padded candidates held at once
+_LABELS = "a label is 1 (held out) or 0"
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateLists:
-    """L lists, one after the other: list l has places `offsets[l]:offsets[l + 1]`.
+    """L lists, one after the other: list l has the candidates `offsets[l]:offsets[l + 1]`.
 
     Attributes:
-        users: Of the lists, which are distinct.
+        users: Of the lists; distinct.
         offsets: int64[L + 1].
         item_idx: int64[n]; 0 where the item is unknown.
         is_known: Whether the item is known, bool[n].
         is_held_out: bool[n]; at least one a list.
-        num_skipped: Lists that were left out, having no held-out item.
+        num_skipped: Lists without a held-out item.
     """
 
     users: Lookup
@@ -69,7 +70,7 @@ class CandidateLists:
         _check_distinct(codes, table["item_id"].combine_chunks(), users.dictionary, path)
         has_held_out = np.bincount(codes, weights=is_held_out, minlength=len(users.dictionary)) > 0
         if not has_held_out.any():
-            raise EmptyDataError(f"{path}: no row has label 1; label each user's held-out item with 1")
+            raise EmptyDataError(f"{path}: no row has label 1", remedy="label each user's held-out item with 1")
         order = np.argsort(codes, kind="stable")
         order = order[has_held_out[codes[order]]]
         lengths = np.bincount(codes, minlength=len(has_held_out))[has_held_out]
@@ -120,17 +121,17 @@ class CandidateLists:
         lengths = self.offsets[lists + 1] - self.offsets[lists]
         columns = np.arange(int(lengths.max()))
         is_there = columns < lengths[:, None]
-        places = np.where(is_there, self.offsets[lists][:, None] + columns, self.offsets[lists][:, None])
-        has_score = is_there & self.is_known[places] & self.users.is_known[lists][:, None]
-        scores = np.full(places.shape, -np.inf, np.float32)
+        positions = np.where(is_there, self.offsets[lists][:, None] + columns, self.offsets[lists][:, None])
+        has_score = is_there & self.is_known[positions] & self.users.is_known[lists][:, None]
+        scores = np.full(positions.shape, -np.inf, np.float32)
         scored = np.flatnonzero(has_score.any(axis=1))
         user_idx = np.where(self.users.is_known, self.users.idx, 0)[lists]
         if len(scored):
-            found = scorer.score_pairs(user_idx[scored], self.item_idx[places[scored]])
+            found = scorer.scores(scorer.users(user_idx[scored]), self.item_idx[positions[scored]])
             check_finite(found, user_idx[scored])
             scores[scored] = np.where(has_score[scored], found, -np.inf)
-        rows, own = np.nonzero(is_there & self.is_held_out[places])
-        ranks = ranks_of(scores[rows], own, TieOrder(seed, user_idx[rows], self.item_idx[places[rows]]))
+        rows, own = np.nonzero(is_there & self.is_held_out[positions])
+        ranks = ranks_of(scores[rows], own, TieOrder(seed, user_idx[rows], self.item_idx[positions[rows]]))
         ranks = np.where(has_score[rows, own], ranks, lengths[rows])
         return MetricSums.of(
             RankedLists(ranks, rows, np.arange(len(lists))), ks=recipe.ks, num_candidates=int(lengths.sum())
@@ -141,12 +142,12 @@ def _labels(column: pa.ChunkedArray, path: Path) -> Bools:
     try:
         labels = column.cast(pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}, column label: {error}; a label is 1 (held out) or 0") from error
+        raise DataError(f"{path}, column label: {error}", remedy=_LABELS) from error
     is_held_out: Bools = labels == 1
     is_wrong = ~is_held_out & (labels != 0)
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
-        raise DataError(f"{path}, column label, row {row + 1}: {labels[row]:g}; a label is 1 (held out) or 0")
+        raise DataError(f"{path}, column label, row {row + 1}: {labels[row]:g}", remedy=_LABELS)
     return is_held_out
 
 
@@ -157,7 +158,7 @@ def _check_distinct(codes: Int64s, item_ids: pa.Array, user_ids: pa.Array, path:
     if len(distinct) < len(keys):
         user, item = divmod(int(distinct[np.argmax(counts > 1)]), len(items.dictionary))
         pair = f"user {user_ids[user].as_py()!r}, item {items.dictionary[item].as_py()!r}"
-        raise DataError(f"{path}: {pair} is there twice; a candidate stands once in a user's list")
+        raise DataError(f"{path}: {pair} occurs twice", remedy="list a candidate once per user")
 
 
 def _find_users(user_ids: pa.Array, prepared: PreparedSet) -> Lookup:

@@ -1,6 +1,6 @@
-"""Ranking metrics from the ranks of held-out items, and their sums over users.
+"""Ranking metrics from the ranks of held-out items, errors of predicted ratings, and their sums over users.
 
-Knows nothing of scores, candidates or ties: a rank is a whole number from 1. R held-out items, L ranked lists, U users.
+Ranks are whole numbers from 1. R held-out items, L ranked lists, U users.
 
 A user's value is the mean over the user's lists (one list with full ranking, one per held-out item with sampled
 candidates), and a metric is the mean over users. Sums are kept in fixed point, so that they are the same bits however
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.core.arrays import Float64s, Int64s
+from ray_recsys.core.arrays import Float32s, Float64s, Int64s
 
 _UNIT = 1 << 40  # values in [0, 1] are summed as multiples of 2^-40: exact for any number of users
+_ERROR_UNIT = 1 << 20  # errors of ratings, which may be large, as multiples of 2^-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def ndcg(lists: RankedLists, k: int) -> Float64s:
 
     Source: Järvelin, Kekäläinen: Cumulated gain-based evaluation of IR techniques, TOIS 2002, sections 2.2 and 2.3,
         with the discount in use since Burges et al., ICML 2005. Held-out at ranks 2 and 7:
-        NDCG@5 = (1 / log2 3) / (1 / log2 2 + 1 / log2 3) = .630930 / 1.630930 = .386853.
+        NDCG@5 = (1 / log2 3) / (1 / log2 2 + 1 / log2 3) = 0.630930 / 1.630930 = 0.386853.
     """
     gains = 1.0 / np.log2(lists.ranks + 1.0)
     ideal = np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))
@@ -100,9 +101,49 @@ def reciprocal_rank(lists: RankedLists) -> Float64s:
 _AT_K = {"Hit": hit, "NDCG": ndcg, "Recall": recall}
 
 
-def metric_labels(ks: Sequence[int]) -> list[str]:
-    """Returns the names of all metrics: Hit@K, NDCG@K and Recall@K for each K, and MRR."""
-    return [f"{name}@{k}" for name in _AT_K for k in sorted(set(ks))] + ["MRR"]
+class RatingErrors(BaseModel):
+    """Sums of errors of predicted ratings over held-out interactions; those of disjoint ones add up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_ratings: int = 0
+    absolute: int = 0
+    """Sum of |error|, in units of 2^-20."""
+    squared: int = 0
+    """Sum of error^2, likewise."""
+    fourth: int = 0
+    """Sum of error^4, likewise; for the standard error of RMSE."""
+
+    @classmethod
+    def of(cls, predicted: Float32s, ratings: Float32s) -> Self:
+        """Returns the sums of R predicted and given ratings."""
+        error = predicted.astype(np.float64) - ratings
+        absolute, squared, fourth = (int(np.rint(np.abs(error) ** power * _ERROR_UNIT).sum()) for power in (1, 2, 4))
+        return cls(num_ratings=len(error), absolute=absolute, squared=squared, fourth=fourth)
+
+    def __add__(self, other: Self) -> Self:
+        """Returns the sums over the held-out interactions of both."""
+        names = type(self).model_fields
+        return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def means(self) -> dict[str, float]:
+        """Returns RMSE and MAE; nothing without ratings."""
+        if not self.num_ratings:
+            return {}
+        mean_square, mean_absolute = self._mean(self.squared), self._mean(self.absolute)
+        return {"RMSE": float(np.sqrt(mean_square)), "MAE": mean_absolute}
+
+    def standard_errors(self) -> dict[str, float]:
+        """Returns the standard errors of RMSE (by the delta method) and MAE over held-out interactions."""
+        if not self.num_ratings:
+            return {}
+        means, mean_square = self.means(), self._mean(self.squared)
+        square_error = np.sqrt(max(0.0, self._mean(self.fourth) - mean_square**2) / self.num_ratings)
+        absolute_error = np.sqrt(max(0.0, mean_square - means["MAE"] ** 2) / self.num_ratings)
+        return {"RMSE": float(square_error / max(2 * means["RMSE"], 1e-12)), "MAE": float(absolute_error)}
+
+    def _mean(self, total: int) -> float:
+        return total / _ERROR_UNIT / self.num_ratings
 
 
 class MetricSums(BaseModel):
@@ -120,9 +161,13 @@ class MetricSums(BaseModel):
     """Users' values by metric, in units of 2^-40."""
     squares: dict[str, int] = {}
     """Squares of users' values by metric, in units of 2^-40."""
+    errors: RatingErrors = RatingErrors()
+    """Of predicted ratings, where the model predicts them."""
 
     @classmethod
-    def of(cls, lists: RankedLists, *, ks: Sequence[int], num_candidates: int) -> Self:
+    def of(
+        cls, lists: RankedLists, *, ks: Sequence[int], num_candidates: int, errors: RatingErrors | None = None
+    ) -> Self:
         """Returns the sums over the users of some lists, which hold `num_candidates` in all."""
         by_list = {f"{name}@{k}": metric(lists, k) for name, metric in _AT_K.items() for k in sorted(set(ks))}
         by_list["MRR"] = reciprocal_rank(lists)
@@ -134,6 +179,7 @@ class MetricSums(BaseModel):
             num_candidates=num_candidates,
             sums={name: _fixed_sum(values) for name, values in by_user.items()},
             squares={name: _fixed_sum(values * values) for name, values in by_user.items()},
+            errors=errors or RatingErrors(),
         )
 
     @classmethod
@@ -153,17 +199,20 @@ class MetricSums(BaseModel):
             num_candidates=self.num_candidates + other.num_candidates,
             sums=_add(self.sums, other.sums),
             squares=_add(self.squares, other.squares),
+            errors=self.errors + other.errors,
         )
 
     def means(self) -> dict[str, float]:
         """Returns the value of each metric; there must be a user."""
-        return {name: value / _UNIT / self.num_users for name, value in self.sums.items()}
+        ranking = {name: value / _UNIT / self.num_users for name, value in self.sums.items()}
+        return ranking | self.errors.means()
 
     def standard_errors(self) -> dict[str, float]:
         """Returns the standard error of each mean over users; for one 0/1 value a user, the binomial one."""
         means = self.means()
-        variances = {name: self.squares[name] / _UNIT / self.num_users - means[name] ** 2 for name in means}
-        return {name: float(np.sqrt(max(0.0, value) / self.num_users)) for name, value in variances.items()}
+        variances = {name: total / _UNIT / self.num_users - means[name] ** 2 for name, total in self.squares.items()}
+        ranking = {name: float(np.sqrt(max(0.0, value) / self.num_users)) for name, value in variances.items()}
+        return ranking | self.errors.standard_errors()
 
 
 def _fixed_sum(values: Float64s) -> int:

@@ -1,10 +1,10 @@
 """Metric sums of a scorer over users, with full ranking or sampled candidates.
 
-full: one list a user, all items that the user has not seen. sampled: one list per held-out item, the item and N items
+full: one list per user, all items that the user has not seen. sampled: one list per held-out item, the item and N items
 that the user has not seen, the same for every scorer. Seen are the training items and, for the test split, the
 validation items as well; test items are unknown to an evaluation on validation, and count there as any other item.
 
-Knows nothing of files or of how users are spread over processes. B users, R held-out items, C candidates, I items.
+Shapes: B users, R held-out items, C candidates, I items.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.arrays import Bools, Int64s
-from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
+from ray_recsys.core.arrays import Float32s, Int64s
+from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists, RatingErrors
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of
-from ray_recsys.core.evaluation.scorer import Scorer
 from ray_recsys.core.evaluation.unseen_items import draw_unseen
 from ray_recsys.core.histories import Histories, Interactions
+from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.sampling.excluded import ExcludedItems
 
 Split = Literal["validation", "test"]
@@ -40,7 +40,7 @@ def evaluate_users(
     recipe: EvaluateRecipe,
     split: Split,
     seed: int,
-    is_selected: Bools | None = None,
+    has_ratings: bool = False,
 ) -> MetricSums:
     """Returns the metric sums over the users who have held-out items in a split.
 
@@ -51,28 +51,29 @@ def evaluate_users(
         recipe: Protocol, Ks, and users scored at once.
         split: Whose held-out items are ranked.
         seed: Of sampled candidates and of the order of ties.
-        is_selected: Users to evaluate, bool[U]; None: all.
+        has_ratings: Whether scores are predicted ratings, whose errors are summed too.
 
     Raises:
         StageError: A score is NaN or infinite; names the user.
     """
     held_out = histories.test if split == "test" else histories.validation
-    is_evaluated = held_out.lengths > 0
-    if is_selected is not None:
-        is_evaluated &= is_selected
     seen = [histories.training] + ([histories.validation] if split == "test" else [])
-    evaluate = _full if recipe.protocol == "full" else _sampled
+    rank = _rank_in_full if recipe.protocol == "full" else _rank_in_sampled
     users_per_batch = max(1, min(recipe.users_per_batch, _MAX_SCORES // num_items))
     total = MetricSums()
-    for users in _batches(np.flatnonzero(is_evaluated), users_per_batch):
+    for users in _batches(np.flatnonzero(held_out.lengths > 0), users_per_batch):
         batch = _Batch(histories.first_user_idx + users, *_items(held_out, users), *_seen_items(seen, users), num_items)
-        total += evaluate(scorer, batch, recipe, seed)
+        ranking = rank(scorer, batch, recipe, seed)
+        errors = None
+        if has_ratings and held_out.rating is not None:
+            errors = RatingErrors.of(ranking.held_out_scores, held_out.rating[_positions(held_out, users)])
+        total += MetricSums.of(ranking.lists, ks=recipe.ks, num_candidates=ranking.num_candidates, errors=errors)
     return total
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """B users with their held-out items, R, and seen items; rows are places in `user_idx`."""
+    """B users with their held-out items, R, and seen items; `*_rows` are rows of `user_idx`."""
 
     user_idx: Int64s
     held_out_rows: Int64s
@@ -82,9 +83,18 @@ class _Batch:
     num_items: int
 
 
-def _full(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -> MetricSums:
-    scores = scorer.score_catalogue(batch.user_idx)
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    lists: RankedLists
+    held_out_scores: Float32s
+    """Of each held-out item, float32[R]."""
+    num_candidates: int
+
+
+def _rank_in_full(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -> _Ranking:  # noqa: ARG001
+    scores = scorer.scores(scorer.users(batch.user_idx))
     check_finite(scores, batch.user_idx)
+    held_out_scores = scores[batch.held_out_rows, batch.held_out_items]
     scores[batch.seen_rows, batch.seen_items] = -np.inf
     num_users, num_held_out = len(batch.user_idx), len(batch.held_out_rows)
     ranks = np.empty(num_held_out, np.int64)
@@ -95,10 +105,10 @@ def _full(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -> M
         own_scores = scores if num_held_out == num_users else scores[rows]
         ranks[part] = ranks_of(own_scores, batch.held_out_items[part], TieOrder(seed, batch.user_idx[rows]))
     lists = RankedLists(ranks, batch.held_out_rows, np.arange(num_users))
-    return MetricSums.of(lists, ks=recipe.ks, num_candidates=scores.size - len(batch.seen_items))
+    return _Ranking(lists, held_out_scores, scores.size - len(batch.seen_items))
 
 
-def _sampled(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -> MetricSums:
+def _rank_in_sampled(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -> _Ranking:
     rows, own = batch.held_out_rows, batch.held_out_items
     users, num_lists = batch.user_idx[rows], len(own)
     excluded = ExcludedItems.from_pairs(
@@ -109,12 +119,13 @@ def _sampled(scorer: Scorer, batch: _Batch, recipe: EvaluateRecipe, seed: int) -
     )
     drawn, is_drawn = draw_unseen(users, own, excluded, rows, num_drawn=recipe.num_sampled, seed=seed)
     candidates = np.concatenate([own[:, None], drawn], axis=1)
-    scores = scorer.score_pairs(users, candidates)
+    scores = scorer.scores(scorer.users(users), candidates)
     check_finite(scores, users)
+    held_out_scores = scores[:, 0].copy()
     scores[:, 1:][~is_drawn] = -np.inf
     ranks = ranks_of(scores, np.zeros(num_lists, np.int64), TieOrder(seed, users, candidates))
     lists = RankedLists(ranks, np.arange(num_lists), rows)
-    return MetricSums.of(lists, ks=recipe.ks, num_candidates=num_lists + int(is_drawn.sum()))
+    return _Ranking(lists, held_out_scores, num_lists + int(is_drawn.sum()))
 
 
 def _batches(users: Int64s, size: int) -> Iterator[Int64s]:
@@ -122,12 +133,18 @@ def _batches(users: Int64s, size: int) -> Iterator[Int64s]:
         yield users[start : start + size]
 
 
-def _items(part: Interactions, users: Int64s) -> tuple[Int64s, Int64s]:
-    """Returns the items of some users and the place in `users` of each item's user."""
+def _positions(part: Interactions, users: Int64s) -> Int64s:
+    """Returns the positions in a part of the interactions of some users."""
     lengths = part.lengths[users]
-    rows = np.repeat(np.arange(len(users)), lengths)
     starts = part.offsets[users] - (np.cumsum(lengths) - lengths)
-    return rows, part.item_idx[np.arange(len(rows)) + starts[rows]].astype(np.int64)
+    positions: Int64s = np.arange(int(lengths.sum())) + np.repeat(starts, lengths)
+    return positions
+
+
+def _items(part: Interactions, users: Int64s) -> tuple[Int64s, Int64s]:
+    """Returns (row in `users` of each item's user, item) of the interactions of some users."""
+    rows = np.repeat(np.arange(len(users)), part.lengths[users])
+    return rows, part.item_idx[_positions(part, users)].astype(np.int64)
 
 
 def _seen_items(parts: list[Interactions], users: Int64s) -> tuple[Int64s, Int64s]:

@@ -1,9 +1,9 @@
-"""The rank of a held-out item among candidates, counted and not sorted for.
+"""The rank of a held-out item among candidates, by counting instead of sorting.
 
-rank = 1 + candidates with a higher score + tied candidates that stand before it. Tied items stand in a pseudo-random
-order, a function of (seed, user, item) alone. So a tie counts against the held-out item whenever that order says so,
-its place in an array counts for nothing, and a constant scorer gets Hit@K = K / candidates in the mean, as Random
-does: never 1, and not 0 either, which would make it look worse than it is. R lists, C candidates.
+rank = 1 + candidates with a higher score + tied candidates ordered before it. Tied items are in a pseudo-random order,
+a function of (seed, user, item) alone. So a tie counts against the held-out item whenever that order says so, its
+column in an array does not matter, and a constant scorer gets Hit@K = K / candidates in the mean, as Random does:
+never 1, and not 0 either, which would make it look worse than it is. R lists, C candidates.
 
 Source: for the trap of ties, Rendle et al.: Neural collaborative filtering vs. matrix factorization revisited, RecSys
     2020, and the published evaluation code that ranks the positive first; for random order as the fair one, McSherry,
@@ -18,12 +18,12 @@ from ray_recsys.core.arrays import Float32s, Int64s, UInt64s
 from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits
 from ray_recsys.errors import StageError
 
-_PURPOSE = 11  # keeps the order of ties apart from other random numbers under the same seed
+_TIES = 11  # separates the order of ties from other random numbers under the same seed
 
 
 @dataclass(frozen=True, slots=True)
 class TieOrder:
-    """The order of tied candidates: the one with the lower key stands first.
+    """The order of tied candidates: the one with the lower key comes first.
 
     Attributes:
         seed: Of the recipe.
@@ -38,7 +38,7 @@ class TieOrder:
     def keys(self, rows: Int64s, columns: Int64s) -> UInt64s:
         """Returns the key of each (row, column)."""
         items = columns if self.item_idx is None else self.item_idx[rows, columns]
-        return random_bits(derive_keys(derive_key(self.seed, _PURPOSE), self.user_idx[rows]), items)
+        return random_bits(derive_keys(derive_key(self.seed, _TIES), self.user_idx[rows]), items)
 
 
 def ranks_of(scores: Float32s, own: Int64s, order: TieOrder) -> Int64s:
@@ -54,10 +54,10 @@ def ranks_of(scores: Float32s, own: Int64s, order: TieOrder) -> Int64s:
     num_tied = np.count_nonzero(scores == own_scores, axis=1) - 1
     with_ties = np.flatnonzero(num_tied)
     if len(with_ties):
-        places, columns = np.nonzero(scores[with_ties] == own_scores[with_ties])
+        rows, columns = np.nonzero(scores[with_ties] == own_scores[with_ties])
         own_keys = order.keys(with_ties, own[with_ties])
-        before = order.keys(with_ties[places], columns) < own_keys[places]
-        ranks[with_ties] += np.bincount(places[before], minlength=len(with_ties))
+        before = order.keys(with_ties[rows], columns) < own_keys[rows]
+        ranks[with_ties] += np.bincount(rows[before], minlength=len(with_ties))
     return ranks
 
 
@@ -72,6 +72,6 @@ def check_finite(scores: Float32s, user_idx: Int64s) -> None:
     row, *_ = np.argwhere(~np.isfinite(scores))[0]
     value = scores[row][~np.isfinite(scores[row])][0]
     raise StageError(
-        f"the model's score is {value} for an item of user index {user_idx[row]}; its weights have diverged: "
-        "train again with a lower train.learning_rate"
+        f"the model's score is {value} for an item of user index {user_idx[row]}: its weights have diverged",
+        remedy="train again with a lower train.learning_rate",
     )

@@ -1,7 +1,7 @@
 """Distinct items drawn from those that a user has not seen, for the sampled protocol.
 
-A draw is a pure function of (seed, user_idx, held-out item_idx): every model, and every placement, gets the same
-candidates. R lists, N items in each.
+A draw is a pure function of (seed, user_idx, held-out item_idx): every model gets the same candidates, wherever it is
+evaluated. R lists, N items in each.
 
 Source: distinct draws: Floyd, in Bentley, Floyd: Programming pearls: a sample of brilliance, CACM 30(9), 1987.
 """
@@ -12,15 +12,15 @@ from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits, scale_to_each
 from ray_recsys.core.sampling.excluded import ExcludedItems
 
-_PURPOSE = 12  # keeps these draws apart from training's negatives under the same seed
+_DRAWS = 12  # separates these draws from training's negatives under the same seed
 
 
 def draw_unseen(
     user_idx: Int64s, held_out_item_idx: Int64s, excluded: ExcludedItems, rows: Int64s, *, num_drawn: int, seed: int
 ) -> tuple[Int64s, Bools]:
-    """Returns N distinct allowed items for each list, int64[R, N], and which of them are there, bool[R, N].
+    """Returns N distinct allowed items for each list, int64[R, N], and which of them were drawn, bool[R, N].
 
-    A user with m < N allowed items gets those m; the other places mean nothing.
+    A user with m < N allowed items gets those m; the other entries are undefined.
 
     Args:
         user_idx: Of each list, int64[R].
@@ -30,7 +30,7 @@ def draw_unseen(
         num_drawn: N.
         seed: Of the recipe.
     """
-    keys = derive_keys(derive_keys(derive_key(seed, _PURPOSE), user_idx), held_out_item_idx)
+    keys = derive_keys(derive_keys(derive_key(seed, _DRAWS), user_idx), held_out_item_idx)
     bits = random_bits(keys[:, None], np.arange(num_drawn))
     num_allowed = excluded.num_allowed(rows)
     ranks = np.full((len(rows), num_drawn), -1, np.int64)

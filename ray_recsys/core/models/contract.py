@@ -7,7 +7,6 @@ Shapes: U users and I items of the training data, B users of a call, C candidate
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +30,8 @@ class DenseFactors:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: slice) -> "DenseFactors":
+    def take(self, rows: Int64s) -> "DenseFactors":
+        """Returns the factors of the given rows, in that order; a row may occur more than once."""
         return DenseFactors(self.values[rows])
 
 
@@ -49,11 +49,12 @@ class SparseFactors:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, rows: slice) -> "SparseFactors":
-        first, last, _ = rows.indices(len(self))
-        begin, end = self.offsets[first], self.offsets[max(first, last)]
-        offsets = self.offsets[first : max(first, last) + 1] - begin
-        return SparseFactors(offsets, self.idx[begin:end], self.weights[begin:end])
+    def take(self, rows: Int64s) -> "SparseFactors":
+        """Returns the factors of the given rows, in that order; a row may occur more than once."""
+        lengths = np.diff(self.offsets)[rows]
+        ends = np.cumsum(lengths)
+        positions = np.arange(int(lengths.sum())) + np.repeat(self.offsets[:-1][rows] - (ends - lengths), lengths)
+        return SparseFactors(np.concatenate([[0], ends]), self.idx[positions], self.weights[positions])
 
 
 UserFactors = DenseFactors | SparseFactors
@@ -77,7 +78,34 @@ class RecallSpace:
         return int(self.item_vectors.shape[1])
 
 
-class Model(Protocol):
+class Scorer(Protocol):
+    """What evaluation needs: scores of users' items, in two steps so that a user's share is computed once."""
+
+    def users(self, user_idx: Int64s) -> UserFactors:
+        """Returns the factors of trained users.
+
+        Args:
+            user_idx: int64[B], each in 0..U-1.
+        """
+        ...
+
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        """Returns the scores of each user's items; higher is better.
+
+        A score depends on its user and item alone, up to the rounding of float32 sums; the scores of a call with one
+        user are always the same bits, so that a batch job and a request agree. The array is the caller's to overwrite.
+
+        Args:
+            users: Factors of B users, of this model.
+            item_idx: [B, C]; None: the whole catalogue, C = I.
+
+        Returns:
+            float32[B, C].
+        """
+        ...
+
+
+class Model(Scorer, Protocol):
     """A trained model on the CPU: read-only, and safe to call from several threads."""
 
     @property
@@ -90,34 +118,11 @@ class Model(Protocol):
         """I."""
         ...
 
-    def users(self, user_idx: Int64s) -> UserFactors:
-        """Returns the factors of trained users.
-
-        Args:
-            user_idx: int64[B], each in 0..U-1.
-        """
-        ...
-
     def fold_in(self, history: Int32s) -> UserFactors | None:
         """Returns the factors of one user who was not trained; None: the model cannot fold in.
 
         Args:
             history: Items of the user, oldest first; at least one.
-        """
-        ...
-
-    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
-        """Returns the scores of each user's items; higher is better.
-
-        A score depends on its user and item alone, not on the rest of the call: a batch job and a request agree. The
-        array is the caller's to overwrite.
-
-        Args:
-            users: Factors of B users, of this model.
-            item_idx: [B, C]; None: the whole catalogue, C = I.
-
-        Returns:
-            float32[B, C].
         """
         ...
 
@@ -170,7 +175,7 @@ class GradientModel(nn.Module, ABC):
 
     @abstractmethod
     def export(self) -> Model:
-        """Returns the model as it is now; later steps do not change it."""
+        """Returns the model as it is now, in evaluation mode; it shares this module's weights."""
 
 
 class Build(Protocol):
@@ -186,12 +191,4 @@ class Fit(Protocol):
 
     def __call__(self, prepared: PreparedSet, recipe: Recipe, executor: Executor) -> Model:
         """Returns the fitted model."""
-        ...
-
-
-class Load(Protocol):
-    """Reads a model back from what `Model.save` wrote."""
-
-    def __call__(self, header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Model:
-        """Returns the model from its header (`model.json`) and arrays (`model.safetensors`)."""
         ...

@@ -7,7 +7,6 @@ Source: Steck: Embarrassingly shallow autoencoders for sparse data, WWW 2019, eq
     B[i, j] = -P[i, j] / P[j, j].
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from ray_recsys.config import EASERecipe, Recipe
 from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
-from ray_recsys.core.models.model_arrays import save_arrays
-from ray_recsys.core.models.neighbours import Neighbours, block_bounds, join_blocks, top_of_block
-from ray_recsys.core.models.sparse_rows import from_arrays, take_rows, to_arrays, to_csr, weighted_rows
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.neighbours import Neighbours, top_of_block
+from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import InputError
@@ -53,7 +52,7 @@ class EASE:
 
     def users(self, user_idx: Int64s) -> SparseFactors:
         """Returns the weighted histories of trained users."""
-        return take_rows(self._histories, user_idx)
+        return self._histories.take(user_idx)
 
     def fold_in(self, history: Int32s) -> SparseFactors:
         """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
@@ -69,15 +68,20 @@ class EASE:
 
     def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:  # noqa: ARG002
         """Returns the items that an item adds most to: what a history of that item alone recommends."""
-        bounds = block_bounds(self.num_items)
-        return join_blocks(
-            [top_of_block(self._item_weights[start:stop].copy(), start, num_neighbours) for start, stop in bounds]
+        blocks = [
+            top_of_block(self._item_weights[start : start + _BLOCK_ROWS].copy(), start, num_neighbours)
+            for start in range(0, self.num_items, _BLOCK_ROWS)
+        ]
+        return Neighbours(
+            np.concatenate([block.item_idx for block in blocks]), np.concatenate([block.scores for block in blocks])
         )
 
     def save(self, directory: Path) -> None:
         """Writes the histories, the item weights and the recipe."""
         header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
-        save_arrays(directory, header, {**to_arrays("histories", self._histories), "item_weights": self._item_weights})
+        save_model_files(
+            directory, header, {**to_arrays("histories", self._histories), "item_weights": self._item_weights}
+        )
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # noqa: ARG001
@@ -96,7 +100,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # n
     return EASE(weigh_by_recency(histories, recipe.model), weights, recipe.model)
 
 
-def load(header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> EASE:
+def load(header: Header, arrays: Arrays) -> EASE:
     """Returns the model that `EASE.save` wrote."""
     recipe = EASERecipe.model_validate(header["recipe"])
     return EASE(from_arrays("histories", arrays), arrays["item_weights"], recipe)

@@ -13,7 +13,7 @@ Source: Hu, Koren, Volinsky: Collaborative filtering for implicit feedback datas
     equations 1 to 4 (loss) and section 4 (frequency-scaled regularisation, init_std / sqrt(D)).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.models.contract import DenseFactors, RecallSpace, SparseFactors, UserFactors
-from ray_recsys.core.models.model_arrays import save_arrays
-from ray_recsys.core.models.neighbours import Neighbours, find_neighbours
-from ray_recsys.core.models.sparse_rows import take_rows, to_csr
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
+from ray_recsys.core.models.sparse_rows import to_csr
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 
@@ -82,15 +82,15 @@ class IALS:
         """Returns the item vectors; a user's vector is the query."""
         return RecallSpace(self._item_vectors)
 
-    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:  # noqa: ARG002
+    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:
         """Returns the most similar items by the cosine of their vectors."""
-        return find_neighbours(self._item_vectors, num_neighbours)
+        return nearest_by_cosine(self._item_vectors, num_neighbours, executor)
 
     def save(self, directory: Path) -> None:
         """Writes the vectors and the recipe."""
         header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
         arrays = {"user_vectors": self._user_vectors, "item_vectors": self._item_vectors, "gram": self._gram}
-        save_arrays(directory, header, arrays)
+        save_model_files(directory, header, arrays)
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> IALS:
@@ -114,7 +114,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> IALS:
     return IALS(user_vectors, items.vectors, items.gram, recipe.model)
 
 
-def load(header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> IALS:
+def load(header: Header, arrays: Arrays) -> IALS:
     """Returns the model that `IALS.save` wrote."""
     recipe = IALSRecipe.model_validate(header["recipe"])
     return IALS(arrays["user_vectors"], arrays["item_vectors"], arrays["gram"], recipe)
@@ -146,7 +146,7 @@ class Side:
         """
         solved = np.empty((len(rows), self.vectors.shape[1]), np.float32)
         for members, padded in _batches(rows, self.vectors.shape[1]):
-            solved[members] = self._solve(take_rows(rows, members), padded)
+            solved[members] = self._solve(rows.take(members), padded)
         return solved
 
     def _solve(self, rows: SparseFactors, padded: int) -> Float32s:
@@ -199,7 +199,7 @@ class _Block:
     def __call__(self, block: int) -> tuple[int, Float32s]:
         side, rows = self.shared.get()
         first, last = (int(bound) for bound in self.bounds[block : block + 2])
-        return block, side.solve(rows[first:last])
+        return block, side.solve(rows.take(np.arange(first, last)))
 
 
 def _batches(rows: SparseFactors, width: int) -> Iterator[tuple[Int64s, int]]:

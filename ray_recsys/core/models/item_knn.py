@@ -8,7 +8,6 @@ Source: Sarwar, Karypis, Konstan, Riedl: Item-based collaborative filtering reco
     the cosine and its corrections.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from ray_recsys.config import ItemKNNRecipe, Recipe
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
-from ray_recsys.core.models.model_arrays import save_arrays
-from ray_recsys.core.models.neighbours import Neighbours
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.neighbours import NONE, Neighbours
 from ray_recsys.core.models.similarity import find_similar
-from ray_recsys.core.models.sparse_rows import from_arrays, take_rows, to_arrays, to_csr, weighted_rows
+from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 
@@ -50,7 +49,7 @@ class ItemKNN:
 
     def users(self, user_idx: Int64s) -> SparseFactors:
         """Returns the weighted histories of trained users."""
-        return take_rows(self._histories, user_idx)
+        return self._histories.take(user_idx)
 
     def fold_in(self, history: Int32s) -> SparseFactors:
         """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
@@ -72,7 +71,7 @@ class ItemKNN:
         """Writes the histories, the similarities and the recipe."""
         header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
         arrays = to_arrays("histories", self._histories) | to_arrays("similar", self._similar)
-        save_arrays(directory, header, arrays)
+        save_model_files(directory, header, arrays)
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> ItemKNN:
@@ -89,37 +88,20 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> ItemKNN:
     return ItemKNN(weigh_by_recency(histories, recipe.model), similar, recipe.model)
 
 
-def load(header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> ItemKNN:
+def load(header: Header, arrays: Arrays) -> ItemKNN:
     """Returns the model that `ItemKNN.save` wrote."""
     recipe = ItemKNNRecipe.model_validate(header["recipe"])
     return ItemKNN(from_arrays("histories", arrays), from_arrays("similar", arrays), recipe)
 
 
 def _neighbours(similar: SparseFactors, num_neighbours: int) -> Neighbours:
-    """Returns the neighbours of every item from a list of the most similar ones, best first.
-
-    A list that is too short is filled with the items of the lowest index that are missing from it; their score is 0.
-
-    Args:
-        similar: I rows, without the item itself.
-        num_neighbours: At most this many; fewer in a smaller catalogue.
-    """
+    """Returns the first of the most similar items of each item, in a table."""
     num_items = len(similar)
-    num_kept = min(num_neighbours, num_items - 1)
+    shape = (num_items, min(num_neighbours, num_items - 1))
+    item_idx, scores = np.full(shape, NONE, np.int32), np.zeros(shape, np.float32)
     row_of = np.repeat(np.arange(num_items), np.diff(similar.offsets))
     rank = np.arange(len(similar.idx)) - similar.offsets[row_of]
-    kept = rank < num_kept
-    row_of, rank, idx = row_of[kept], rank[kept], similar.idx[kept]
-    # Among the first num_kept + 1 items there are enough that are neither the item itself nor in its list.
-    is_taken = np.zeros((num_items, num_kept + 1), np.bool_)
-    is_taken[np.arange(num_kept + 1), np.arange(num_kept + 1)] = True
-    is_low = idx <= num_kept
-    is_taken[row_of[is_low], idx[is_low]] = True
-    free = np.argsort(is_taken, axis=1, kind="stable")
-    lengths = np.bincount(row_of, minlength=num_items)[:, None]
-    columns = np.arange(num_kept)
-    item_idx = np.take_along_axis(free, np.maximum(columns - lengths, 0), axis=1).astype(np.int32)
-    item_idx[row_of, rank] = idx
-    scores = np.zeros((num_items, num_kept), np.float32)
-    scores[row_of, rank] = similar.weights[kept]
+    kept = rank < shape[1]
+    item_idx[row_of[kept], rank[kept]] = similar.idx[kept]
+    scores[row_of[kept], rank[kept]] = similar.weights[kept]
     return Neighbours(item_idx, scores)

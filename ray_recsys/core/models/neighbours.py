@@ -1,25 +1,29 @@
-"""Items most similar to each item: cosine of their embeddings, computed block by block.
+"""The items most similar to each item.
 
-Shapes: I items, N neighbours of each, D embedding width. This module does not know where the embeddings come from.
+Shapes: I items, N neighbours of each, D embedding width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.errors import IntegrityError
 
 IDX = "neighbours.npy"
 SCORES = "neighbour_scores.npy"
 MAX_BLOCK_COSINES = 1 << 25  # float32: 128 MiB
+NONE = -1
+"""Fills the row of an item with fewer than N neighbours, in `item_idx`; its score is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """`item_idx` int32[I, N] and their cosines `scores` float32[I, N], best first, ties by item_idx."""
+    """`item_idx` int32[I, N] and their similarities `scores` float32[I, N], best first, ties by item_idx."""
 
     item_idx: Int32s
     scores: Float32s
@@ -45,23 +49,50 @@ class Neighbours:
         np.save(directory / IDX, self.item_idx, allow_pickle=False)
         np.save(directory / SCORES, self.scores, allow_pickle=False)
 
+    def of(self, item_idx: int, num_neighbours: int) -> tuple[Int32s, Float32s]:
+        """Returns the best neighbours of one item and their similarities; fewer where there are fewer."""
+        items = self.item_idx[item_idx, :num_neighbours]
+        num_kept = int(np.count_nonzero(items != NONE))
+        return np.asarray(items[:num_kept]), np.asarray(self.scores[item_idx, :num_kept])
 
-def unit_rows(embeddings: Float32s) -> Float32s:
-    """Returns the rows scaled to length 1, float32[I, D]; a zero row stays zero and is similar to nothing."""
+
+def no_neighbours(num_items: int) -> Neighbours:
+    """Returns the neighbours of a catalogue whose items are not compared: none."""
+    return Neighbours(np.zeros((num_items, 0), np.int32), np.zeros((num_items, 0), np.float32))
+
+
+def nearest_by_cosine(embeddings: Float32s, num_neighbours: int, executor: Executor) -> Neighbours:
+    """Returns the items with the highest cosine to each item, itself left out.
+
+    Args:
+        embeddings: float32[I, D].
+        num_neighbours: N; fewer in a smaller catalogue.
+        executor: Runs the blocks of a large catalogue; one block of cosines is in memory at a time in each task.
+    """
+    unit = _unit_rows(embeddings)
+    blocks = _block_bounds(len(unit))
+    if len(blocks) == 1:
+        return _nearest(unit, *blocks[0], num_neighbours)
+    task = partial(_nearest_task, executor.share(unit), blocks, num_neighbours)
+    parts = dict(executor.map(task, len(blocks), stage="finding similar items"))
+    ordered = [parts[number] for number in range(len(blocks))]
+    return Neighbours(np.concatenate([p.item_idx for p in ordered]), np.concatenate([p.scores for p in ordered]))
+
+
+def _nearest_task(
+    unit: Shared[Float32s], blocks: list[tuple[int, int]], num_neighbours: int, number: int
+) -> tuple[int, Neighbours]:
+    return number, _nearest(unit.get(), *blocks[number], num_neighbours)
+
+
+def _unit_rows(embeddings: Float32s) -> Float32s:
+    """Returns the rows scaled to length 1; a zero row stays zero and is similar to nothing."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     unit: Float32s = (embeddings / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return unit
 
 
-def block_neighbours(unit: Float32s, start: int, stop: int, num_neighbours: int) -> Neighbours:
-    """Returns the neighbours of items start..stop - 1; an item is not its own neighbour.
-
-    Args:
-        unit: float32[I, D] with rows of length 1.
-        start: First item of the block.
-        stop: One past its last.
-        num_neighbours: At most this many; fewer in a smaller catalogue.
-    """
+def _nearest(unit: Float32s, start: int, stop: int, num_neighbours: int) -> Neighbours:
     return top_of_block(unit[start:stop] @ unit.T, start, num_neighbours)
 
 
@@ -85,18 +116,6 @@ def top_of_block(similarities: Float32s, start: int, num_neighbours: int) -> Nei
     )
 
 
-def join_blocks(blocks: list[Neighbours]) -> Neighbours:
-    """Returns the neighbours of consecutive blocks as one."""
-    return Neighbours(np.concatenate([b.item_idx for b in blocks]), np.concatenate([b.scores for b in blocks]))
-
-
-def block_bounds(num_items: int) -> list[tuple[int, int]]:
-    """Returns (start, stop) of the blocks that a catalogue is worked through in."""
+def _block_bounds(num_items: int) -> list[tuple[int, int]]:
     size = max(1, MAX_BLOCK_COSINES // num_items)
     return [(start, min(start + size, num_items)) for start in range(0, num_items, size)]
-
-
-def find_neighbours(embeddings: Float32s, num_neighbours: int) -> Neighbours:
-    """Returns the neighbours of every item from its embedding, float32[I, D], one block in memory at a time."""
-    unit = unit_rows(embeddings)
-    return join_blocks([block_neighbours(unit, *bounds, num_neighbours) for bounds in block_bounds(len(unit))])

@@ -1,13 +1,20 @@
-"""NeuMF (He et al. 2017): a GMF and an MLP branch, concatenated into one logit, with user, item and global biases.
+"""NeuMF in training: a GMF and an MLP branch, concatenated into one logit, with user, item and global biases.
 
 The first MLP layer is split into a user half and an item half, `W·[u;i] + b = (W_u·u + b) + W_i·i`: the same function,
 but the user half is computed once per positive instead of 1 + N times, and the item half once per item of a catalogue
-that is smaller than the batch's pairs. This module knows nothing of losses, files or processes.
+that is smaller than the batch's pairs. The trained model is in `neumf_inference`.
+
+Loss, as a sum over this worker's pairs divided by the pairs of the global batch:
+    implicit  BCE with logits, a positive's term times its weight (negatives weigh 1)
+    explicit  weighted squared error of the ratings
+    both      + gmf_loss_weight × the same on the GMF logits
+              + l2 / 2 × squared norms of the pair's embedding rows, so that a row's gradient is l2 × row per pair
 
 Shapes: B users or positives, C items of each (1 + N in training), D embedding width, H1 width of the first hidden
 layer, U users, I items.
 
-Source: He, Liao, Zhang, Nie, Hu, Chua: Neural Collaborative Filtering, WWW 2017, equations 8 to 12.
+Source: He et al.: Neural Collaborative Filtering, WWW 2017, equations 7 to 12. L2 per pair: Rendle et al.: Neural
+    Collaborative Filtering vs. Matrix Factorization Revisited, RecSys 2020, section 3.2.
 """
 
 import math
@@ -16,24 +23,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_recsys.config import NeuMFRecipe
+from ray_recsys.config import NeuMFRecipe, Recipe, TrainRecipe
+from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
+from ray_recsys.core.models.neumf_inference import TrainedNeuMF
+from ray_recsys.core.prepared import PreparedSet
 
 
-class NeuMF(nn.Module):
+class NeuMF(GradientModel):
     """Scores (user, item) pairs.
 
     Args:
         num_users: U.
         num_items: I.
         recipe: Widths, dropout, LayerNorm and the standard deviation of the initial embeddings.
+        train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
     """
 
     def __init__(
-        self, num_users: int, num_items: int, recipe: NeuMFRecipe, *, generator: torch.Generator | None = None
+        self,
+        num_users: int,
+        num_items: int,
+        recipe: NeuMFRecipe,
+        train: TrainRecipe | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.num_users, self.num_items, self.recipe = num_users, num_items, recipe
+        self.num_users, self.num_items = num_users, num_items
+        self.recipe, self._train = recipe, train or TrainRecipe()
         width = recipe.embedding_dim
         first, *others = recipe.mlp_layers
         self.user_gmf = nn.Parameter(torch.empty(num_users, width))
@@ -68,7 +88,24 @@ class NeuMF(nn.Module):
         nn.init.uniform_(self.gmf_output, -bound, bound, generator=generator)
         nn.init.uniform_(self.mlp_output, -bound, bound, generator=generator)
 
-    def forward(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+    def forward(self, batch: TensorBatch) -> Tensor:
+        """Returns this worker's part of the step's loss; see the module's docstring."""
+        user_idx, item_idx = batch.user_idx, batch.item_idx
+        loss = pair_loss(self._train)
+        gmf_BC = self.gmf_logits(user_idx, item_idx)
+        logits_BC = gmf_BC + self.mlp_logits(user_idx, item_idx)
+        total = loss(logits_BC, batch)
+        if self.recipe.gmf_loss_weight:
+            total = total + self.recipe.gmf_loss_weight * loss(gmf_BC, batch)
+        if self._train.l2:
+            total = total + self._train.l2 / 2 * self._square_norms(batch)
+        return total / (batch.global_batch_size * item_idx.shape[1])
+
+    def export(self) -> TrainedNeuMF:
+        """Returns the trained model; it shares this module's weights."""
+        return TrainedNeuMF(self)
+
+    def logits(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
         """Returns the logits [B, C] of each user with each of its items.
 
         Args:
@@ -108,23 +145,34 @@ class NeuMF(nn.Module):
 
     def mlp_head(self, hidden: Tensor) -> Tensor:
         """Returns the MLP branch's part of the logits from layer 1's sums, [..., H1] → [...]; may overwrite them."""
-        for place in range(len(self.recipe.mlp_layers)):
-            if place:
-                hidden = self.hidden[place - 1](hidden)
+        for number in range(len(self.recipe.mlp_layers)):
+            if number:
+                hidden = self.hidden[number - 1](hidden)
             if self.norms is not None:
-                hidden = self.norms[place](hidden)
+                hidden = self.norms[number](hidden)
             hidden = functional.relu(hidden, inplace=True)
             if self.recipe.dropout:
                 hidden = functional.dropout(hidden, self.recipe.dropout, self.training)
         return torch.matmul(hidden, self.mlp_output)
 
-    def recall_vectors(self) -> tuple[Tensor, Tensor]:
-        """Returns vectors whose inner product is GMF product + item bias: users [U, D + 1], items [I, D + 1].
+    def _square_norms(self, batch: TensorBatch) -> Tensor:
+        """Returns the sum over pairs of the squared norms of their four embedding rows."""
+        users = user_square_norms(self.user_gmf, batch) + user_square_norms(self.user_mlp, batch)
+        return users + item_square_norms(self.item_gmf, batch) + item_square_norms(self.item_mlp, batch)
 
-        The GMF's output weights are folded into the user's vector. The user's and the global bias, constant for a user,
-        are left out: they do not change an order.
-        """
-        ones = self.user_gmf.new_ones(self.num_users, 1)
-        user_vectors = torch.cat([self.user_gmf * self.gmf_output, ones], dim=1)
-        item_vectors = torch.cat([self.item_gmf, self.item_bias.unsqueeze(1)], dim=1)
-        return user_vectors.detach(), item_vectors.detach()
+
+def build(prepared: PreparedSet, recipe: Recipe) -> NeuMF:
+    """Returns an untrained NeuMF for a prepared set."""
+    assert isinstance(recipe.model, NeuMFRecipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    shape = prepared.manifest
+    return NeuMF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
+
+
+def load(header: Header, arrays: Arrays) -> TrainedNeuMF:
+    """Reads a trained NeuMF back."""
+    with torch.device("meta"):
+        recipe = NeuMFRecipe.model_validate(header["recipe"])
+        network = NeuMF(int(header["num_users"]), int(header["num_items"]), recipe)
+    network.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()}, assign=True)
+    return TrainedNeuMF(network)

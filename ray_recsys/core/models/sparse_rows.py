@@ -3,28 +3,18 @@
 Shapes: U and K rows of matrices, I items, B users of a call, C candidates of each.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ray_recsys.core.arrays import Float32s, Int64s, Integers
 from ray_recsys.core.models.contract import SparseFactors
+from ray_recsys.core.models.files import Arrays
 
 MAX_SCORES = 1 << 24  # float32: 64 MiB
-
-
-def take_rows(factors: SparseFactors, rows: Int64s) -> SparseFactors:
-    """Returns the given rows, in their order.
-
-    Args:
-        factors: U rows.
-        rows: int64[B], each in 0..U-1.
-    """
-    lengths = np.diff(factors.offsets)[rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    entries = np.repeat(factors.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return SparseFactors(offsets, factors.idx[entries], factors.weights[entries])
 
 
 def concatenate(blocks: list[SparseFactors]) -> SparseFactors:
@@ -57,7 +47,7 @@ def weighted_rows(users: SparseFactors, rows: sp.csr_array | Float32s, item_idx:
         return _weighted_rows(users, rows)
     scores = np.empty(item_idx.shape, np.float32)
     for part in _parts(len(users), int(rows.shape[1])):
-        scores[part] = np.take_along_axis(_weighted_rows(users[part], rows), item_idx[part], axis=1)
+        scores[part] = np.take_along_axis(_weighted_rows(users.take(part), rows), item_idx[part], axis=1)
     return scores
 
 
@@ -67,18 +57,18 @@ def _weighted_rows(users: SparseFactors, rows: sp.csr_array | Float32s) -> Float
     return dense
 
 
-def _parts(num_users: int, num_items: int) -> Iterator[slice]:
-    """Yields slices of users whose scores of all items fit the working memory."""
+def _parts(num_users: int, num_items: int) -> Iterator[Int64s]:
+    """Yields users whose scores of all items fit the working memory."""
     size = max(1, MAX_SCORES // num_items)
     for start in range(0, num_users, size):
-        yield slice(start, start + size)
+        yield np.arange(start, min(start + size, num_users))
 
 
-def to_arrays(name: str, factors: SparseFactors) -> dict[str, np.ndarray]:
+def to_arrays(name: str, factors: SparseFactors) -> dict[str, npt.NDArray[Any]]:
     """Returns the factors' arrays under the names that `from_arrays` reads."""
     return {f"{name}.offsets": factors.offsets, f"{name}.idx": factors.idx, f"{name}.weights": factors.weights}
 
 
-def from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> SparseFactors:
+def from_arrays(name: str, arrays: Arrays) -> SparseFactors:
     """Returns factors from the arrays of a file."""
     return SparseFactors(arrays[f"{name}.offsets"], arrays[f"{name}.idx"], arrays[f"{name}.weights"])

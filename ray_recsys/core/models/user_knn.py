@@ -10,18 +10,15 @@ Source: Resnick, Iacovou, Suchak, Bergstrom, Riedl: GroupLens, CSCW 1994 (weight
     there is no mean to subtract); `similarity` has the cosine and its corrections.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from ray_recsys.config import HistoryWeightsRecipe, Recipe, UserKNNRecipe
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
-from ray_recsys.core.models.model_arrays import save_arrays
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
 from ray_recsys.core.models.similarity import Comparable, Queries, find_similar
-from ray_recsys.core.models.sparse_rows import from_arrays, take_rows, to_arrays, to_csr, weighted_rows
+from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 
@@ -54,7 +51,7 @@ class UserKNN:
 
     def users(self, user_idx: Int64s) -> SparseFactors:
         """Returns the neighbours of trained users."""
-        return take_rows(self._similar, user_idx)
+        return self._similar.take(user_idx)
 
     def fold_in(self, history: Int32s) -> SparseFactors:
         """Returns the neighbours of a history; a trained user who has that history is one of them."""
@@ -79,7 +76,9 @@ class UserKNN:
             "num_items": self.num_items,
             "recipe": self._recipe.model_dump(mode="json"),
         }
-        save_arrays(directory, header, to_arrays("similar", self._similar) | to_arrays("histories", self._histories))
+        save_model_files(
+            directory, header, to_arrays("similar", self._similar) | to_arrays("histories", self._histories)
+        )
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> UserKNN:
@@ -92,9 +91,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> UserKNN:
     return UserKNN(similar, histories, num_items, recipe.model)
 
 
-def load(header: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> UserKNN:
+def load(header: Header, arrays: Arrays) -> UserKNN:
     """Returns the model that `UserKNN.save` wrote."""
     similar, histories = (from_arrays(name, arrays) for name in ("similar", "histories"))
-    num_items = header["num_items"]
-    assert isinstance(num_items, int)
-    return UserKNN(similar, histories, num_items, UserKNNRecipe.model_validate(header["recipe"]))
+    return UserKNN(similar, histories, int(header["num_items"]), UserKNNRecipe.model_validate(header["recipe"]))

@@ -1,64 +1,73 @@
-"""A learner's resumable state as a directory.
+"""A trainer's resumable state as a directory.
 
-    model.safetensors, model.json    the model after the last finished epoch
-    optimizer.pt                     Adam's state, read with torch.load(weights_only=True)
-    progress.json                    records of the epochs, steps, best epoch
-    best/                            the best epoch's model, where it is not the last
-    manifest.json                    size and sha256 of every file above
-
-This module does not know where checkpoints are kept.
+weights.safetensors      the model after the last finished epoch
+optimizer.pt             Adam's state, read with torch.load(weights_only=True)
+progress.json            records of the epochs, steps, best epoch
+best/                    the trained model of the best epoch, as `Model.save` writes it
+manifest.json            size and sha256 of every file above
 """
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ray_recsys.core.artifact import read_manifest, verify_file, write_manifest
-from ray_recsys.core.models.model_files import WEIGHTS, save_model
-from ray_recsys.core.training.learner import EpochRecord, Learner, Progress
-from ray_recsys.core.training.run import BEST
+from ray_recsys.core.training.trainer import EpochRecord, Progress, Trainer
 from ray_recsys.errors import IntegrityError
 
 KIND = "checkpoint"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
 PROGRESS = "progress.json"
+BEST = "best"
 
 _PROGRESS = TypeAdapter(Progress)
 
 
-def save_checkpoint(learner: Learner, directory: Path) -> None:
-    """Writes a learner's state into an existing, empty directory."""
-    progress = learner.progress
-    save_model(learner.model, directory)
-    torch.save(learner.optimizer.state_dict(), directory / OPTIMIZER)
+def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
+    """Writes a trainer's state into an existing, empty directory.
+
+    Args:
+        trainer: After an epoch.
+        directory: Of the checkpoint.
+        best: Directory that holds the best epoch's model between checkpoints; replaced if that is the last epoch.
+    """
+    progress = trainer.progress
+    if progress.best_epoch == progress.num_epochs:
+        shutil.rmtree(best, ignore_errors=True)
+        best.mkdir(parents=True)
+        trainer.model.export().save(best)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
+    save_file(tensors, directory / WEIGHTS)
+    torch.save(trainer.optimizer.state_dict(), directory / OPTIMIZER)
     (directory / PROGRESS).write_bytes(_PROGRESS.dump_json(progress, indent=2))
-    if progress.best_epoch != progress.num_epochs:
-        (directory / BEST).mkdir()
-        save_model(learner.model, directory / BEST, weights=learner.best_weights)
+    shutil.copytree(best, directory / BEST)
     write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body={"epoch": progress.num_epochs})
 
 
-def load_checkpoint(learner: Learner, directory: Path) -> None:
-    """Puts a learner into the state of a checkpoint.
+def load_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
+    """Restores a trainer's state from a checkpoint, and the best epoch's model into the directory `best`.
 
     Raises:
         ArtifactError: No checkpoint, another schema version, truncated or changed; names the file.
     """
     verify_checkpoint(directory)
     try:
-        weights = load_file(directory / WEIGHTS)
-        learner.model.load_state_dict(weights)
-        learner.optimizer.load_state_dict(torch.load(directory / OPTIMIZER, weights_only=True))
-        learner.best_weights = load_file(best_model_directory(directory) / WEIGHTS)
+        trainer.model.load_state_dict(load_file(directory / WEIGHTS))
+        state = torch.load(directory / OPTIMIZER, map_location=trainer.device, weights_only=True)
+        trainer.optimizer.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise IntegrityError(f"{directory} does not hold the state of this recipe's model: {error}") from error
-    learner.progress = read_progress(directory)
+    shutil.rmtree(best, ignore_errors=True)
+    shutil.copytree(directory / BEST, best)
+    trainer.progress = read_progress(directory)
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -72,7 +81,7 @@ def verify_checkpoint(directory: Path) -> None:
 
 
 def read_progress(directory: Path) -> Progress:
-    """Returns how far the run of a checkpoint is.
+    """Returns the progress of a checkpoint's run.
 
     Raises:
         IntegrityError: Its file cannot be read.
@@ -83,14 +92,8 @@ def read_progress(directory: Path) -> Progress:
         raise IntegrityError(f"{directory / PROGRESS} cannot be read: {error}") from error
 
 
-def best_model_directory(directory: Path) -> Path:
-    """Returns where a checkpoint holds the best epoch's model."""
-    best = directory / BEST
-    return best if best.is_dir() else directory
-
-
 def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
-    """Writes one line an epoch, in one step, so that a reader never sees half a file."""
+    """Writes one line per epoch, atomically."""
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     staging = path.with_name(f".{path.name}")
     with staging.open("w", newline="", encoding="utf8") as file:

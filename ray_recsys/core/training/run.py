@@ -1,16 +1,16 @@
-"""A run: what `train` leaves behind.
+"""A run: the directory that `train` writes.
 
-    started.json             recipe and data that the run began with; a run without manifest.json is unfinished
-    recipe.toml              the recipe, as `--recipe` reads it
-    best/, last/             model.safetensors, model.json: the best epoch on validation, and the last
-    curves.csv               one line an epoch
-    manifest.json            best epoch, its metrics, size and sha256 of every file above
-    ray/                     Ray Train's storage, while the run is unfinished
-
-This module does not know how a model is trained.
+started.json             recipe and data that the run started with; a run without manifest.json is unfinished
+recipe.toml              the recipe, as `--recipe` reads it
+model/                   the trained model: of the best epoch on validation, or as fitted
+last/                    checkpoint of the last epoch (only of models trained by gradient descent)
+curves.csv               one line per epoch (likewise)
+manifest.json            best epoch, its metrics, size and sha256 of every file above
+ray/                     Ray Train's storage, while the run is unfinished
 """
 
 import datetime as dt
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.models.model_files import SHAPE, WEIGHTS, load_model
-from ray_recsys.core.models.neumf import NeuMF
+from ray_recsys.core.models.contract import Model
+from ray_recsys.core.models.registry import load_model
+from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import ArtifactError, IntegrityError
 
 KIND = "run"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STARTED = "started.json"
 RECIPE = "recipe.toml"
 CURVES = "curves.csv"
-BEST = "best"
+MODEL = "model"
 LAST = "last"
 RAY_STORAGE = "ray"
 
+_SECTIONS = ("model", "feed", "train")
+"""Recipe sections that decide what a run computes; the others may change when it is resumed."""
+
 
 class RunStart(BaseModel):
-    """What a run began with; `--resume` continues only with the same."""
+    """What a run started with; `--resume` continues only with the same."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,20 +52,44 @@ class RunStart(BaseModel):
 
 
 class RunManifest(RunStart):
-    """What a finished run says of itself."""
+    """Description of a finished run."""
 
     created_at: str
     num_epochs: int
-    """Epochs that ran, early stopping considered."""
+    """Epochs that ran, early stopping considered; 0 for a model that is fitted without epochs."""
     best_epoch: int
-    """Counted from 1."""
+    """Counted from 1; 0 without epochs."""
     metrics: dict[str, float]
-    """Validation metrics of the best epoch, under the full-ranking protocol."""
+    """Validation metrics of the model, under the full-ranking protocol."""
+
+
+class TrainResult(BaseModel):
+    """The result of a training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: Path
+    model: str
+    num_users: int
+    num_items: int
+    num_epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    """Validation metrics of the model, under the full-ranking protocol."""
+    wall_s: float
+    """Of this call, start-up of the workers included."""
+
+    @classmethod
+    def of(cls, path: Path, manifest: RunManifest, start_s: float) -> Self:
+        """Returns the result of a training that started at `start_s` of `time.perf_counter`."""
+        shared = manifest.model_dump(include={"num_users", "num_items", "num_epochs", "best_epoch", "metrics"})
+        wall_s = round(time.perf_counter() - start_s, 3)
+        return cls(run=path, model=manifest.recipe.model.name, wall_s=wall_s, **shared)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run that was opened and whose manifest holds."""
+    """A finished run whose manifest is valid."""
 
     path: Path
     manifest: RunManifest
@@ -76,7 +104,9 @@ class Run:
         """
         path = path.absolute()
         if is_unfinished(path):
-            raise ArtifactError(f"{path}: training has not finished; continue it with `ray-recsys train --resume`")
+            raise ArtifactError(
+                f"{path}: training has not finished", remedy="resume it with `ray-recsys train --resume`"
+            )
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
         files = manifest.pop("files")
         return cls(path, parse_manifest(RunManifest, manifest, path), files)
@@ -90,15 +120,24 @@ class Run:
         for name, entry in self.files.items():
             verify_file(self.path, name, entry)
 
-    def load_model(self) -> NeuMF:
-        """Returns the model of the best epoch, on the CPU and in evaluation mode.
+    def load_model(self) -> Model:
+        """Returns the trained model.
 
         Raises:
             IntegrityError: One of its files was changed.
         """
-        for name in (WEIGHTS, SHAPE):
-            verify_file(self.path, f"{BEST}/{name}", self.files[f"{BEST}/{name}"])
-        return load_model(self.path / BEST)
+        for name, entry in self.files.items():
+            if name.startswith(f"{MODEL}/"):
+                verify_file(self.path, name, entry)
+        return load_model(self.path / MODEL)
+
+
+def start_of(prepared: PreparedSet, recipe: Recipe) -> RunStart:
+    """Returns what a run on a prepared set starts with."""
+    data = prepared.manifest
+    return RunStart(
+        num_users=data.num_users, num_items=data.num_items, input_fingerprint=data.input_fingerprint, recipe=recipe
+    )
 
 
 def is_unfinished(path: Path) -> bool:
@@ -107,7 +146,14 @@ def is_unfinished(path: Path) -> bool:
 
 
 def start_run(path: Path, start: RunStart) -> None:
-    """Makes the directory of a new run, with its recipe."""
+    """Makes the directory of a new run, with its recipe.
+
+    Raises:
+        ArtifactError: It exists.
+    """
+    if path.exists():
+        remedy = "choose another directory" + (", or resume it with --resume" if is_unfinished(path) else "")
+        raise ArtifactError(f"{path} exists already", remedy=remedy)
     path.mkdir(parents=True)
     (path / RECIPE).write_text(dump_recipe(start.recipe), encoding="utf8")
     # Last, and by a rename: a directory with this file is a run that can be resumed.
@@ -117,7 +163,7 @@ def start_run(path: Path, start: RunStart) -> None:
 
 
 def read_start(path: Path) -> RunStart:
-    """Returns what an unfinished run began with.
+    """Returns what an unfinished run started with.
 
     Raises:
         IntegrityError: Its file cannot be read.
@@ -125,11 +171,43 @@ def read_start(path: Path) -> RunStart:
     try:
         return RunStart.model_validate_json((path / STARTED).read_text(encoding="utf8"))
     except (OSError, ValidationError) as error:
-        raise IntegrityError(f"{path / STARTED} cannot be read ({error}); train anew into another directory") from error
+        raise IntegrityError(
+            f"{path / STARTED} cannot be read ({error})", remedy="train again into another directory"
+        ) from error
+
+
+def can_resume(path: Path, start: RunStart) -> bool:
+    """Whether the run at `path` is unfinished.
+
+    Raises:
+        ArtifactError: There is no run, or it started with other data or another recipe; names what differs.
+    """
+    is_open = is_unfinished(path)
+    before = read_start(path) if is_open else Run.open(path).manifest
+    if before.input_fingerprint != start.input_fingerprint:
+        raise ArtifactError(
+            f"{path} started with other data (fingerprint {before.input_fingerprint}, now {start.input_fingerprint})",
+            remedy="resume with the same --data, or train into another directory",
+        )
+    if different := _differences(before.recipe, start.recipe):
+        raise ArtifactError(
+            f"{path} started with another recipe ({', '.join(different)})",
+            remedy=f"resume with --recipe {path / RECIPE}, or train into another directory",
+        )
+    return is_open
+
+
+def _differences(before: Recipe, now: Recipe) -> list[str]:
+    different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
+    for section in _SECTIONS:
+        old, new = (getattr(recipe, section).model_dump() for recipe in (before, now))
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        different += [f"{section}.{key} = {old.get(key)}, now {new.get(key)}" for key in keys]
+    return different
 
 
 def finish_run(path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping[str, float]) -> RunManifest:
-    """Completes a run whose best/, last/ and curves.csv are in place; returns its manifest."""
+    """Completes a run whose model (and last/ and curves.csv) are written; returns its manifest."""
     manifest = RunManifest(
         **read_start(path).model_dump(),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,4 @@
-"""Validation during training: a fixed sample of users, each ranked over the whole catalogue by the worker that has it.
-
-This module does not know of early stopping.
-"""
+"""Validation during training: a fixed sample of users, each ranked over the whole catalogue by one worker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +12,10 @@ from ray_recsys.core.counter_random import derive_key, derive_keys
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.evaluation.protocols import evaluate_users
 from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.models.neumf import NeuMF
-from ray_recsys.core.models.neumf_scorer import NeuMFScorer
+from ray_recsys.core.models.contract import Model
 from ray_recsys.core.prepared import PreparedSet
 
-_PURPOSE = 5  # keeps the choice of users apart from other random numbers under the same seed
+_CHOICE = 5  # separates the choice of users from other random numbers under the same seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +24,10 @@ class Validation:
 
     histories: Sequence[Histories]
     """Partitions in which users that are not chosen have no interactions."""
-    recipe: Recipe
+    users_per_batch: int
+    seed: int
+    has_ratings: bool
+    """Whether the model predicts ratings, whose error is measured too."""
 
     @classmethod
     def read(cls, prepared: PreparedSet, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Self:
@@ -43,18 +42,21 @@ class Validation:
             is_chosen = _choose(histories.user_idx, share, recipe.seed) & (histories.validation.lengths > 0)
             if is_chosen.any():
                 kept.append(_only(histories, is_chosen))
-        return cls(kept, recipe)
+        return cls(kept, recipe.evaluate.users_per_batch, recipe.seed, recipe.train.objective == "explicit")
 
-    def measure(self, model: NeuMF) -> MetricSums:
+    def measure(self, model: Model) -> MetricSums:
         """Returns the metric sums of this share's users under the full-ranking protocol."""
-        if not self.histories:
-            return MetricSums()
-        scorer = NeuMFScorer(model)
-        batch = self.recipe.evaluate.users_per_batch
-        protocol = EvaluateRecipe(protocol="full", ks=(10,), users_per_batch=batch)
-        num_items, seed = model.num_items, self.recipe.seed
+        recipe = EvaluateRecipe(protocol="full", ks=(10,), users_per_batch=self.users_per_batch)
         return MetricSums.total(
-            evaluate_users(scorer, part, num_items=num_items, recipe=protocol, split="validation", seed=seed)
+            evaluate_users(
+                model,
+                part,
+                num_items=model.num_items,
+                recipe=recipe,
+                split="validation",
+                seed=self.seed,
+                has_ratings=self.has_ratings,
+            )
             for part in self.histories
         )
 
@@ -62,7 +64,7 @@ class Validation:
 def _choose(user_idx: Int64s, share: float, seed: int) -> Bools:
     if share >= 1.0:
         return np.ones(len(user_idx), np.bool_)
-    return derive_keys(derive_key(seed, _PURPOSE), user_idx) < np.uint64(share * 2.0**64)
+    return derive_keys(derive_key(seed, _CHOICE), user_idx) < np.uint64(share * 2.0**64)
 
 
 def _only(histories: Histories, is_chosen: Bools) -> Histories:
@@ -74,4 +76,6 @@ def _only(histories: Histories, is_chosen: Bools) -> Histories:
 
 def _without_others(part: Interactions, is_chosen: Bools) -> Interactions:
     lengths = np.where(is_chosen, part.lengths, 0)
-    return Interactions(np.concatenate([[0], np.cumsum(lengths)]), part.item_idx[np.repeat(is_chosen, part.lengths)])
+    is_kept = np.repeat(is_chosen, part.lengths)
+    rating = None if part.rating is None else part.rating[is_kept]
+    return Interactions(np.concatenate([[0], np.cumsum(lengths)]), part.item_idx[is_kept], rating=rating)

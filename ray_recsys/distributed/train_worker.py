@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: DDP around the objective, the epochs, a checkpoint after each.
+"""What each Ray Train worker runs: DDP around the model, the epochs, a checkpoint after each.
 
 Gradients go over gloo between CPUs and over NCCL between GPUs. The driver's side is `training`.
 """
@@ -12,20 +12,18 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe
+from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import load_checkpoint, save_checkpoint, write_curves
-from ray_recsys.core.training.epochs import sum_gradients, train_epochs
-from ray_recsys.core.training.learner import EpochRecord, Learner
+from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES
+from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.errors import RecsysError
-
-_ONE_BUCKET_MB = 1 << 20
 
 
 class WorkerArgs(BaseModel):
@@ -42,55 +40,54 @@ def train_worker(config: dict[str, object]) -> Any:
     """Trains until done, from the latest checkpoint if there is one.
 
     Returns:
-        None, or an error that all workers meet alike; raised, it would be met again after each restart.
+        None, or a deterministic error, returned rather than raised so that Ray Train does not retry it.
     """
     args = WorkerArgs.model_validate(config)
     prepared = PreparedSet.open(args.data)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    set_threads(args.recipe, workers_on_node=context.get_local_world_size())
-    learner = Learner(
-        args.recipe,
-        prepared.manifest.num_users,
-        prepared.manifest.num_items,
+    set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
+    spec = MODELS[args.recipe.model.name]
+    assert spec.build is not None
+    trainer = Trainer(
+        spec.build(prepared, args.recipe),
+        args.recipe.train,
         device=ray.train.torch.get_device(),
-        wrap=_data_parallel,
+        wrap=data_parallel,
     )
     feed = worker_feed(prepared, args.recipe, rank=rank, world_size=world_size)
     validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
-    try:
-        if (checkpoint := ray.train.get_checkpoint()) is not None:
-            with checkpoint.as_directory() as directory:
-                load_checkpoint(learner, Path(directory))
-        train_epochs(learner, feed, validation, lambda record: _report(learner, record, rank, args.run))
-    except RecsysError as error:
-        return error
+    with tempfile.TemporaryDirectory(prefix="best-model-") as best:
+        try:
+            if (checkpoint := ray.train.get_checkpoint()) is not None:
+                with checkpoint.as_directory() as directory:
+                    load_checkpoint(trainer, Path(directory), Path(best))
+            train_epochs(
+                trainer,
+                feed,
+                validation,
+                args.recipe.seed,
+                lambda record, _: _report(trainer, record, rank, args.run, Path(best)),
+            )
+        except RecsysError as error:
+            return error
     return None
 
 
-def set_threads(recipe: Recipe, *, workers_on_node: int) -> None:
+def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
     """Sets this process's torch threads, by default to its share of the node's cores."""
     share = len(os.sched_getaffinity(0)) // workers_on_node
-    torch.set_num_threads(recipe.cluster.threads_per_worker or max(1, share))
+    torch.set_num_threads(cluster.threads_per_worker or max(1, share))
     torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
 
 
-def _data_parallel(module: nn.Module) -> nn.Module:
-    # One bucket: on CPU nothing overlaps with the backward pass, and each further one costs a round trip.
-    options = {"gradient_as_bucket_view": True, "bucket_cap_mb": _ONE_BUCKET_MB}
-    wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
-    if isinstance(wrapped, DistributedDataParallel):
-        wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
-    return wrapped
-
-
-def _report(learner: Learner, record: EpochRecord, rank: int, run: Path) -> None:
+def _report(trainer: Trainer, record: EpochRecord, rank: int, run: Path, best: Path) -> None:
     checkpoint = None
     if rank == 0:
         directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-        save_checkpoint(learner, directory)
+        save_checkpoint(trainer, directory, best)
         checkpoint = ray.train.Checkpoint.from_directory(directory)
-        write_curves(run / CURVES, learner.progress.records)
+        write_curves(run / CURVES, trainer.progress.records)
     ray.train.report(
         {"epoch": record.epoch},
         checkpoint=checkpoint,

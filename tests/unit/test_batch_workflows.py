@@ -1,6 +1,7 @@
-"""`recommend` and `score` over a bundle: equal to the recommender, rows and order kept, unknown ids counted."""
+"""`recommend` and `score` on a bundle: equal to the recommender, rows and order kept, unknown ids counted."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,16 +9,24 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe
+from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.recommender import Query, Recommender
-from ray_recsys.distributed.batch import recommend, score
+from ray_recsys.core.workflows.recommend import RecommendResult, recommend
+from ray_recsys.core.workflows.score import ScoreResult, score
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
 from tests.bundles import make_bundle
 from tests.factories import make_prepared_set
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-RECIPE = Recipe()
+EXECUTOR = SerialExecutor()
+
+
+def run_recommend(bundle: Bundle, output: Path, **options: Any) -> RecommendResult:
+    return recommend(bundle.path, output, EXECUTOR, num_candidates=200, **options)
+
+
+def run_score(bundle: Bundle, source: Path, output: Path) -> ScoreResult:
+    return score(bundle.path, source, output, EXECUTOR)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_every_user_gets_what_the_recommender_gives(bundle: Bundle, tmp_path: Path) -> None:
-    result = recommend(bundle.path, tmp_path / "out", RECIPE, k=7)
+    result = run_recommend(bundle, tmp_path / "out", k=7)
     table = pq.read_table(tmp_path / "out")
     assert (result.num_users, result.num_recommendations) == (2500, table.num_rows)
     assert (result.sources, result.num_unknown_users) == ({"two-stage": 2500}, 0)
@@ -56,7 +65,7 @@ def test_given_users_come_in_their_order_and_unknown_ones_get_popular_items(
         (tmp_path / name).write_text("\n".join(["user_id", *ids]) + "\n")
     else:
         pq.write_table(pa.table({"user_id": ids}), tmp_path / name)
-    result = recommend(bundle.path, tmp_path / "out", RECIPE, users=tmp_path / name, k=3)
+    result = run_recommend(bundle, tmp_path / "out", users=tmp_path / name, k=3)
     assert (result.num_users, result.num_unknown_users) == (3, 1)
     rows = pq.read_table(tmp_path / "out").to_pylist()
     assert [row["user_id"] for row in rows] == [id_ for id_ in ids[:3] for _ in range(3)]
@@ -64,7 +73,7 @@ def test_given_users_come_in_their_order_and_unknown_ones_get_popular_items(
     popular = bundle.catalogue.table["item_id"].to_pylist()[:3]
     assert [row["item_id"] for row in rows[3:6]] == popular
     with pytest.raises(ArtifactError, match="exists already"):
-        recommend(bundle.path, tmp_path / "out", RECIPE, k=3)
+        run_recommend(bundle, tmp_path / "out", k=3)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -77,7 +86,7 @@ def test_scores_keep_rows_order_and_columns(bundle: Bundle, tmp_path: Path, endi
     table = pa.table({"note": [f"0{i}" for i in range(70_000)], "item_id": items, "user_id": users})
     source, output = tmp_path / f"pairs.{ending}", tmp_path / "deep" / f"scores.{ending}"
     (pq.write_table if ending == "parquet" else pacsv.write_csv)(table, source)
-    result = score(bundle.path, source, output)
+    result = run_score(bundle, source, output)
     assert (result.num_rows, result.num_unknown) == (70_000, 2)
     as_text = pacsv.ConvertOptions(column_types={"note": pa.string()})
     written = pq.read_table(output) if ending == "parquet" else pacsv.read_csv(output, convert_options=as_text)
@@ -86,28 +95,28 @@ def test_scores_keep_rows_order_and_columns(bundle: Bundle, tmp_path: Path, endi
     assert [i for i, value in enumerate(scores) if value is None] == [5, 66_000]
     recommender = Recommender(bundle)
     best = recommender.recommend(Query(int(user_idx[0]), k=40, exclude_seen=False))
-    place = best.item_idx.tolist().index(item_idx[0])
-    assert scores[0] == pytest.approx(best.scores[place], abs=1e-5)
+    rank = best.item_idx.tolist().index(item_idx[0])
+    assert scores[0] == pytest.approx(best.scores[rank], abs=1e-5)
 
 
 def test_files_that_cannot_be_used(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("user_id\n")
     with pytest.raises(EmptyDataError, match="no rows"):
-        recommend(bundle.path, tmp_path / "out", RECIPE, users=tmp_path / "empty.csv")
+        run_recommend(bundle, tmp_path / "out", users=tmp_path / "empty.csv")
     pq.write_table(pa.table({"user_id": [1.0]}), tmp_path / "floats.parquet")
     with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids of type double are not usable"):
-        recommend(bundle.path, tmp_path / "out", RECIPE, users=tmp_path / "floats.parquet")
+        run_recommend(bundle, tmp_path / "out", users=tmp_path / "floats.parquet")
     (tmp_path / "floats.parquet").unlink()
     with pytest.raises(DataError, match="no column item_id; columns found: user_id"):
-        score(bundle.path, tmp_path / "empty.csv", tmp_path / "out.csv")
+        run_score(bundle, tmp_path / "empty.csv", tmp_path / "out.csv")
     (tmp_path / "pairs.csv").write_text("user_id,item_id,score\na,b,1\n")
     with pytest.raises(DataError, match="column score already"):
-        score(bundle.path, tmp_path / "pairs.csv", tmp_path / "out.csv")
+        run_score(bundle, tmp_path / "pairs.csv", tmp_path / "out.csv")
     with pytest.raises(DataError, match=r"'\.json'"):
-        score(bundle.path, tmp_path / "pairs.csv", tmp_path / "out.json")
+        run_score(bundle, tmp_path / "pairs.csv", tmp_path / "out.json")
     with pytest.raises(DataError, match="does not exist"):
-        score(bundle.path, tmp_path / "none.csv", tmp_path / "out.csv")
+        run_score(bundle, tmp_path / "none.csv", tmp_path / "out.csv")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="cannot be read as parquet"):
-        score(bundle.path, tmp_path / "bad.parquet", tmp_path / "out.csv")
+        run_score(bundle, tmp_path / "bad.parquet", tmp_path / "out.csv")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.parquet", "empty.csv", "pairs.csv"]

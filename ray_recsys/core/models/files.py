@@ -1,0 +1,59 @@
+"""A model as two files: `model.json` (its name and what rebuilds it) and `model.safetensors` (arrays). No pickle.
+
+Digests are kept by the artefact that holds the files.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ray_recsys.errors import IntegrityError
+
+HEADER = "model.json"
+ARRAYS = "model.safetensors"
+
+Header = Mapping[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def save_model_files(directory: Path, header: Header, arrays: Arrays) -> None:
+    """Writes both files into an existing directory; the header is JSON-ready and has a `name`."""
+    assert "name" in header
+    save_file({name: np.asarray(values, order="C") for name, values in arrays.items()}, directory / ARRAYS)
+    (directory / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf8")
+
+
+def read_model_header(directory: Path) -> dict[str, Any]:
+    """Returns what `model.json` says.
+
+    Raises:
+        IntegrityError: It is missing or damaged.
+    """
+    path = directory / HEADER
+    try:
+        header = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("name"), str):
+        raise IntegrityError(f"{path} does not name a model")
+    return header
+
+
+def read_model_arrays(directory: Path) -> dict[str, npt.NDArray[Any]]:
+    """Returns the arrays of `model.safetensors`.
+
+    Raises:
+        IntegrityError: It is missing or damaged.
+    """
+    path = directory / ARRAYS
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}") from error
+    return arrays

@@ -1,0 +1,173 @@
+"""Matrix factorisation with biases, and GMF, the same with a weight per dimension; trained by gradient descent.
+
+    logit = <h * p_u, q_i> + b_u + b_i + b    h: GMF's output weights; 1 for MF
+
+Shapes: B users or positives, C items of each, D embedding width, U users, I items. A user's factors are one row,
+[h * p_u | 1 | b_u + b], an item's [q_i | b_i | 1], so that a logit is one inner product.
+
+Source: MF: Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer 2009, equation
+    4; with logistic loss Rendle et al.: Neural Collaborative Filtering vs. Matrix Factorization Revisited, RecSys 2020.
+    GMF: He et al.: Neural Collaborative Filtering, WWW 2017, equation 9.
+"""
+
+import math
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ray_recsys.config import GMFRecipe, MFRecipe, Recipe, TrainRecipe
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.contract import DenseFactors, GradientModel, RecallSpace, TensorBatch, UserFactors
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
+from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
+from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
+from ray_recsys.core.prepared import PreparedSet
+
+
+class MF(GradientModel):
+    """The model in training.
+
+    Args:
+        num_users: U.
+        num_items: I.
+        recipe: Width and standard deviation of the initial embeddings; GMF's has output weights.
+        train: Objective and L2.
+        generator: Source of the initial weights; None: torch's global one.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        recipe: MFRecipe | GMFRecipe,
+        train: TrainRecipe | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_users, self.num_items, self.recipe, self._train = num_users, num_items, recipe, train or TrainRecipe()
+        self.user_vectors = nn.Parameter(torch.empty(num_users, recipe.embedding_dim))
+        self.item_vectors = nn.Parameter(torch.empty(num_items, recipe.embedding_dim))
+        self.user_bias = nn.Parameter(torch.zeros(num_users))
+        self.item_bias = nn.Parameter(torch.zeros(num_items))
+        self.global_bias = nn.Parameter(torch.zeros(()))
+        self.output = nn.Parameter(torch.empty(recipe.embedding_dim)) if recipe.name == "gmf" else None
+        for table in (self.user_vectors, self.item_vectors):
+            nn.init.normal_(table, std=recipe.init_std, generator=generator)
+        if self.output is not None:
+            bound = math.sqrt(3 / recipe.embedding_dim)  # LeCun-uniform, as the paper's code
+            nn.init.uniform_(self.output, -bound, bound, generator=generator)
+
+    def forward(self, batch: TensorBatch) -> Tensor:
+        """Returns this worker's part of the step's loss: pair loss + l2 / 2 × squared norms of the pairs' rows."""
+        total = pair_loss(self._train)(self.logits(batch.user_idx, batch.item_idx), batch)
+        if self._train.l2:
+            norms = user_square_norms(self.user_vectors, batch) + item_square_norms(self.item_vectors, batch)
+            total = total + self._train.l2 / 2 * norms
+        return total / (batch.global_batch_size * batch.item_idx.shape[1])
+
+    def logits(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        """Returns the logits [B, C] of each user, int64[B], with each of its items, integers [B, C]."""
+        user_BD = functional.embedding(user_idx, self.user_vectors)
+        if self.output is not None:
+            user_BD = user_BD * self.output
+        product_BC = (functional.embedding(item_idx, self.item_vectors) * user_BD.unsqueeze(1)).sum(dim=2)
+        item_bias_BC = functional.embedding(item_idx, self.item_bias.unsqueeze(1)).squeeze(2)
+        user_bias_B1 = functional.embedding(user_idx, self.user_bias.unsqueeze(1))
+        return product_BC + item_bias_BC + (user_bias_B1 + self.global_bias)
+
+    @torch.no_grad()
+    def export(self) -> "TrainedMF":
+        """Returns the trained model."""
+        users = self.user_vectors if self.output is None else self.user_vectors * self.output
+        ones = users.new_ones
+        user_rows = [users, ones(self.num_users, 1), (self.user_bias + self.global_bias).unsqueeze(1)]
+        item_rows = [self.item_vectors, self.item_bias.unsqueeze(1), ones(self.num_items, 1)]
+        rows = [torch.cat(parts, dim=1).cpu().numpy() for parts in (user_rows, item_rows)]
+        return TrainedMF(self.recipe.name, *rows)
+
+
+class TrainedMF:
+    """The trained model.
+
+    Args:
+        name: `mf` or `gmf`.
+        user_rows: float32[U, D + 2].
+        item_rows: float32[I, D + 2].
+    """
+
+    def __init__(self, name: str, user_rows: Float32s, item_rows: Float32s) -> None:
+        self._name, self._users, self._items = name, user_rows, item_rows
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self._users)
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self._items)
+
+    def users(self, user_idx: Int64s) -> UserFactors:
+        """Returns the rows of trained users."""
+        return DenseFactors(self._users[user_idx])
+
+    def fold_in(self, history: Int32s) -> UserFactors | None:
+        """Returns the row of a user with this history; only the latest 500 items count."""
+        examples = self._drawer.examples(history)
+        width = self._items.shape[1] - 2
+        features = np.concatenate([self._items[examples.items, :width], np.ones((len(examples.items), 1))], axis=1)
+        item_bias = self._items[examples.items, width]
+        mean = np.delete(self._mean_user, width)
+        user = fit_user(mean, examples, lambda user: (features @ user + item_bias, features))
+        return DenseFactors(np.insert(user, width, 1).astype(np.float32)[np.newaxis])
+
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        """Returns the logits of each user's items, float32[B, C]."""
+        assert isinstance(users, DenseFactors)
+        if item_idx is None:
+            catalogue: Float32s = users.values @ self._items.T
+            return catalogue
+        scores: Float32s = np.einsum("bw,bcw->bc", users.values, self._items[item_idx])
+        return scores
+
+    def recall_space(self) -> RecallSpace | None:
+        """Returns the item rows: the inner product is the logit."""
+        return RecallSpace(self._items)
+
+    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
+        """Returns the items most similar by the cosine of their vectors."""
+        return nearest_by_cosine(self._items[:, :-2], num_neighbours, executor)
+
+    def save(self, directory: Path) -> None:
+        """Writes the model's files."""
+        save_model_files(directory, {"name": self._name}, {"user_rows": self._users, "item_rows": self._items})
+
+    @cached_property
+    def _drawer(self) -> ExampleDrawer:
+        return ExampleDrawer(self.num_items)
+
+    @cached_property
+    def _mean_user(self) -> Float32s:
+        mean: Float32s = self._users.mean(axis=0)
+        return mean
+
+
+def build(prepared: PreparedSet, recipe: Recipe) -> MF:
+    """Returns an untrained model for a prepared set."""
+    assert isinstance(recipe.model, MFRecipe | GMFRecipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    shape = prepared.manifest
+    return MF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
+
+
+def load(header: Header, arrays: Arrays) -> TrainedMF:
+    """Reads a trained model back."""
+    return TrainedMF(header["name"], arrays["user_rows"], arrays["item_rows"])

@@ -1,0 +1,169 @@
+"""The trained NeuMF: one scoring kernel for evaluation, batch jobs and requests, and fold-in of new users.
+
+A user's factors are one row: GMF embedding with the output weights folded in, 1, the user half of the MLP's first
+layer, and the user's bias. An item's are one row as well: GMF embedding, bias, item half of the first layer, so that a
+candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
+
+Fold-in fits a new user's GMF and MLP embedding and bias (see `fold_in`).
+
+Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.contract import DenseFactors, RecallSpace, UserFactors
+from ray_recsys.core.models.files import save_model_files
+from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
+from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
+
+if TYPE_CHECKING:
+    from ray_recsys.core.models.neumf import NeuMF
+
+# Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
+_BLOCK_VALUES = 512 * 1024
+_SHORT_LIST = 4  # candidates up to which users are scored together
+
+
+class TrainedNeuMF:
+    """A trained NeuMF; the number of torch threads is the caller's choice.
+
+    Args:
+        network: Its weights, which are shared and not changed.
+    """
+
+    def __init__(self, network: "NeuMF") -> None:
+        self._network = network.eval()
+        self.num_users, self.num_items = network.num_users, network.num_items
+        self._width = network.recipe.embedding_dim
+        with torch.inference_mode():
+            parts = [network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()]
+            self._items = torch.cat(parts, dim=1).cpu()
+        self._block = max(1, _BLOCK_VALUES // network.recipe.mlp_layers[0])
+
+    @torch.inference_mode()
+    def users(self, user_idx: Int64s) -> UserFactors:
+        """Returns the factors of trained users, float32[B, D + H1 + 2]."""
+        network = self._network
+        idx = torch.from_numpy(np.ascontiguousarray(user_idx, np.int64)).to(network.user_gmf.device)
+        gmf_BD = network.user_gmf[idx] * network.gmf_output
+        bias_B1 = (network.user_bias[idx] + network.global_bias).unsqueeze(1)
+        parts = [gmf_BD, torch.ones_like(bias_B1), network.user_hidden(idx), bias_B1]
+        return DenseFactors(torch.cat(parts, dim=1).cpu().numpy())
+
+    def fold_in(self, history: Int32s) -> UserFactors | None:
+        """Returns the factors of a user with this history; only the latest 500 items count."""
+        return DenseFactors(self._fold_in.factors(history))
+
+    @torch.inference_mode()
+    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
+        """Returns the logits of each user's items, float32[B, C]; working memory is one block of items."""
+        assert isinstance(users, DenseFactors)
+        factors = torch.from_numpy(np.ascontiguousarray(users.values))
+        candidates = None if item_idx is None else torch.from_numpy(np.ascontiguousarray(item_idx, np.int64))
+        num_columns = self.num_items if candidates is None else candidates.shape[1]
+        if candidates is not None and num_columns <= _SHORT_LIST:
+            return self._score_short_lists(factors, candidates)
+        scores = torch.empty(len(users), num_columns)
+        for row, user in enumerate(factors):
+            for start in range(0, num_columns, self._block):
+                block = slice(start, start + self._block)
+                items = self._items[block] if candidates is None else self._items[candidates[row, block]]
+                scores[row, block] = self._score(user, items)
+        array: Float32s = scores.numpy()
+        return array
+
+    def _score(self, user: Tensor, items: Tensor) -> Tensor:
+        """Returns the logits of one user with items given by their rows, [C]."""
+        query = self._width + 1
+        scores = items[:, :query] @ user[:query]
+        scores += self._network.mlp_head(items[:, query:] + user[query:-1])
+        scores += user[-1]
+        return scores
+
+    def _score_short_lists(self, users: Tensor, candidates: Tensor) -> Float32s:
+        """Returns the logits of many users with a few items each, [B, C], without a call per user."""
+        query = self._width + 1
+        items_BCW = self._items[candidates]
+        scores = (items_BCW[..., :query] * users[:, None, :query]).sum(dim=2)
+        scores += self._network.mlp_head(items_BCW[..., query:] + users[:, None, query:-1])
+        scores += users[:, -1:]
+        array: Float32s = scores.numpy()
+        return array
+
+    def recall_space(self) -> RecallSpace | None:
+        """Returns GMF embeddings with item biases; biases that are constant for a user do not change an order."""
+        return RecallSpace(self._items[:, : self._width + 1].contiguous().numpy())
+
+    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
+        """Returns the items most similar by the cosine of their GMF and MLP embeddings side by side."""
+        with torch.inference_mode():
+            embeddings = torch.cat([self._network.item_gmf, self._network.item_mlp], dim=1).cpu().numpy()
+        return nearest_by_cosine(embeddings, num_neighbours, executor)
+
+    def save(self, directory: Path) -> None:
+        """Writes the model's files."""
+        network = self._network
+        header = {
+            "name": "neumf",
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "recipe": network.recipe.model_dump(mode="json"),
+        }
+        arrays = {name: weights.detach().cpu().numpy() for name, weights in network.state_dict().items()}
+        save_model_files(directory, header, arrays)
+
+    @cached_property
+    def _fold_in(self) -> "_FoldIn":
+        return _FoldIn(self._network)
+
+
+class _FoldIn:
+    """Makes factors from histories, a few milliseconds each."""
+
+    def __init__(self, network: "NeuMF") -> None:
+        self._network = network
+        with torch.inference_mode():
+            self._gmf = (network.item_gmf * network.gmf_output).numpy()
+            self._bias = (network.item_bias + network.global_bias).numpy()
+            mean_user = [network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean().reshape(1)]
+            self._mean = torch.cat(mean_user).numpy()
+            self._output = network.gmf_output.detach().numpy()
+            self._global_bias = float(network.global_bias)
+        self._user_half = network.user_half.weight.detach().numpy()
+        self._user_half_bias = network.user_half.bias.detach().numpy()
+        self._width = network.recipe.embedding_dim
+        self._drawer = ExampleDrawer(network.num_items)
+
+    def factors(self, history: Int32s) -> Float32s:
+        """Returns the factors of a user with these items, oldest first, float32[1, D + H1 + 2]."""
+        examples = self._drawer.examples(history)
+        with torch.no_grad():
+            item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
+        user = fit_user(self._mean, examples, lambda user: self._linearise(user, examples.items, item_hidden))
+        gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
+        parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
+        return np.concatenate(parts).astype(np.float32)[np.newaxis]
+
+    def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
+        """Returns the logits [C] of a user with items and their derivatives [C, P] by the user's parameters."""
+        gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
+        with torch.enable_grad():
+            hidden = (item_hidden + torch.from_numpy(self._hidden(mlp))).requires_grad_()
+            mlp_logits = self._network.mlp_head(hidden.clone())
+            (by_hidden,) = torch.autograd.grad(mlp_logits.sum(), hidden)
+        item_gmf = self._gmf[items]
+        logits = item_gmf @ gmf + self._bias[items] + bias + mlp_logits.detach().numpy()
+        by_bias = np.ones((len(items), 1), np.float32)
+        return logits, np.concatenate([item_gmf, by_hidden.numpy() @ self._user_half, by_bias], axis=1)
+
+    def _hidden(self, mlp: Float32s) -> Float32s:
+        hidden: Float32s = self._user_half @ mlp + self._user_half_bias
+        return hidden

@@ -1,0 +1,57 @@
+"""Every model by the name that a recipe gives it. A new model is one file and one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_recsys.core.models import ease, ials, item_knn, mf, neumf, popularity, user_knn
+from ray_recsys.core.models.contract import Build, Fit, Model
+from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, read_model_header
+from ray_recsys.errors import IntegrityError, SchemaVersionError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """How a model is made and read back: it is either built and trained by gradient descent, or fitted."""
+
+    label: str
+    """Its name in tables and pages."""
+    load: Callable[[Header, Arrays], Model]
+    build: Build | None = None
+    fit: Fit | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.build is None) != (self.fit is None), self.label
+
+
+MODELS: dict[str, ModelSpec] = {
+    "popularity": ModelSpec("Popularity", popularity.load, fit=popularity.fit),
+    "item_knn": ModelSpec("Item-based CF", item_knn.load, fit=item_knn.fit),
+    "user_knn": ModelSpec("User-based CF", user_knn.load, fit=user_knn.fit),
+    "ease": ModelSpec("EASE", ease.load, fit=ease.fit),
+    "ials": ModelSpec("iALS", ials.load, fit=ials.fit),
+    "mf": ModelSpec("MF", mf.load, build=mf.build),
+    "gmf": ModelSpec("GMF", mf.load, build=mf.build),
+    "neumf": ModelSpec("NeuMF", neumf.load, build=neumf.build),
+}
+
+
+def load_model(directory: Path) -> Model:
+    """Returns the model that `Model.save` wrote into a directory.
+
+    Raises:
+        SchemaVersionError: It is of a model that this version does not have.
+        IntegrityError: A file is missing or damaged, or the two do not belong together.
+    """
+    header = read_model_header(directory)
+    spec = MODELS.get(header["name"])
+    if spec is None:
+        raise SchemaVersionError(
+            f"{directory} holds a {header['name']!r} model; this ray_recsys has {', '.join(sorted(MODELS))}",
+            remedy="train it again with this version",
+        )
+    arrays = read_model_arrays(directory)
+    try:
+        return spec.load(header, arrays)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise IntegrityError(f"{directory}: model.safetensors does not belong to model.json: {error}") from error

@@ -1,0 +1,47 @@
+"""Data-parallel training: gradients of the workers are added, whatever the sizes of their shards."""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+_ONE_BUCKET_MB = 1 << 20
+
+
+class GradientBucket(Protocol):
+    """What DDP gives to a communication hook."""
+
+    def buffer(self) -> Tensor:
+        """Returns the gradients as one flat tensor."""
+        ...
+
+
+def sum_gradients(bucket: GradientBucket) -> torch.futures.Future[Tensor]:
+    """Adds a bucket's gradients over workers; DDP would average, but losses are divided by the global batch already."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+    return summed
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Returns the module under DDP with summed gradients; the module itself where this process trains alone."""
+    if not is_group():
+        return module
+    device = next(module.parameters()).device
+    # One bucket: on CPU nothing overlaps with the backward pass, and each further one costs a round trip.
+    wrapped = DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=_ONE_BUCKET_MB,
+    )
+    wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
+    return wrapped
+
+
+def is_group() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_initialized() and dist.get_world_size() > 1

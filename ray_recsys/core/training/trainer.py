@@ -1,0 +1,167 @@
+"""One training run's state and its steps: model, optimizer, learning-rate warm-up, early stopping."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ray_recsys.config import TrainRecipe
+from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.errors import StageError
+
+
+@dataclass(frozen=True, slots=True)
+class DecidingMetric:
+    """The validation metric that early stopping and the best epoch follow."""
+
+    label: str
+    is_error: bool
+    """Whether lower is better."""
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        return value < than if self.is_error else value > than
+
+
+def deciding_metric(train: TrainRecipe) -> DecidingMetric:
+    """Returns RMSE for explicit ratings, NDCG@10 otherwise."""
+    return DecidingMetric("RMSE", True) if train.objective == "explicit" else DecidingMetric("NDCG@10", False)
+
+
+@dataclass(slots=True)
+class EpochRecord:
+    """The result of an epoch; a line of curves.csv."""
+
+    epoch: int
+    """Counted from 1."""
+    loss: float
+    """Mean over the epoch's positives."""
+    metrics: dict[str, float]
+    """Validation metrics; empty for an epoch without validation."""
+    samples_per_s: float
+    """Pairs scored and back-propagated by all workers, per second of the epoch without validation."""
+    train_s: float
+    validate_s: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """The epochs and steps that a run has behind it."""
+
+    records: list[EpochRecord] = field(default_factory=list)
+    num_steps: int = 0
+    best_epoch: int = 0
+    """The first epoch with the best validation; without any validation, the last epoch. 0: none yet."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Finished epochs."""
+        return len(self.records)
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """Validation metrics of the best epoch."""
+        return self.records[self.best_epoch - 1].metrics if self.best_epoch else {}
+
+
+class Trainer:
+    """Trains a model epoch by epoch.
+
+    Args:
+        model: With its initial weights; it is moved to the device.
+        recipe: Optimization.
+        device: Where the model is trained.
+        wrap: Makes the model data-parallel so that gradients are summed (not averaged) over workers.
+    """
+
+    def __init__(
+        self,
+        model: GradientModel,
+        recipe: TrainRecipe,
+        *,
+        device: torch.device | None = None,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.recipe = recipe
+        self.device = device or torch.device("cpu")
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, fused=True)
+        self.progress = Progress()
+        self.metric = deciding_metric(recipe)
+        self._loss = wrap(self.model)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
+        progress, patience = self.progress, self.recipe.early_stopping_epochs
+        if progress.num_epochs >= self.recipe.epochs:
+            return True
+        if patience is None or not progress.records or not progress.records[-1].metrics:
+            return False
+        return progress.num_epochs - progress.best_epoch >= patience
+
+    def run_epoch(self, batches: Iterable[Batch]) -> tuple[float, int, int]:
+        """Steps through an epoch's batches.
+
+        Returns:
+            This worker's sum over steps of loss × global batch size, its number of pairs, and the epoch's positives
+            over all workers. The sums of the first over workers, divided by the last, are the mean loss.
+        """
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        num_pairs = num_positives = 0
+        for batch in batches:
+            total += self._step(batch) * batch.global_size
+            num_pairs += batch.item_idx.size
+            num_positives += batch.global_size
+        return float(total), num_pairs, num_positives
+
+    def check_loss(self, epoch: int, loss: float) -> None:
+        """Checks an epoch's mean loss over all workers.
+
+        Raises:
+            StageError: It is not finite.
+        """
+        if not math.isfinite(loss):
+            raise StageError(
+                f"training diverged: loss {loss} in epoch {epoch} (step {self.progress.num_steps})",
+                remedy=f"lower train.learning_rate ({self.recipe.learning_rate})",
+            )
+
+    def finish_epoch(self, record: EpochRecord) -> bool:
+        """Records an epoch; returns whether it is the best so far."""
+        progress, label = self.progress, self.metric.label
+        progress.records.append(record)
+        best, value = progress.best_metrics.get(label), record.metrics.get(label)
+        if best is None or (value is not None and self.metric.is_better(value, best)):
+            progress.best_epoch = record.epoch
+        return progress.best_epoch == record.epoch
+
+    def _step(self, batch: Batch) -> Tensor:
+        rate = self.recipe.learning_rate * min(1.0, (self.progress.num_steps + 1) / max(1, self.recipe.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss: Tensor = self._loss(self._to_device(batch))
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.progress.num_steps += 1
+        return loss.detach()
+
+    def _to_device(self, batch: Batch) -> TensorBatch:
+        rating = None if batch.rating is None else self._tensor(batch.rating)
+        return TensorBatch(
+            self._tensor(batch.user_idx),
+            self._tensor(batch.item_idx),
+            self._tensor(batch.weight),
+            rating,
+            batch.global_size,
+        )
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -1,0 +1,57 @@
+"""Fits a model that needs no epochs, and leaves a run like any other training."""
+
+import shutil
+import time
+from pathlib import Path
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.run import MODEL, Run, TrainResult, can_resume, finish_run, start_of, start_run
+from ray_recsys.core.training.validation import Validation
+from ray_recsys.progress import Reporter, silent
+
+
+def fit(
+    prepared: PreparedSet,
+    output: Path,
+    recipe: Recipe,
+    executor: Executor,
+    *,
+    resume: bool = False,
+    report: Reporter = silent,
+) -> TrainResult:
+    """Fits the recipe's model on the training interactions and leaves a finished run.
+
+    Args:
+        prepared: The prepared set.
+        output: The run to write.
+        recipe: Model and seed.
+        executor: Runs the blocks of a large catalogue.
+        resume: Finish the unfinished run at `output`; a finished one is left as it is.
+        report: Progress.
+
+    Raises:
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe.
+    """
+    start_s = time.perf_counter()
+    output, start = output.absolute(), start_of(prepared, recipe)
+    if resume and not can_resume(output, start):
+        report(f"the run at {output} is finished already")
+        return TrainResult.of(output, Run.open(output).manifest, start_s)
+    prepared.verify()
+    if not resume:
+        start_run(output, start)
+    spec = MODELS[recipe.model.name]
+    assert spec.fit is not None
+    report(f"fitting {spec.label}")
+    model = spec.fit(prepared, recipe, executor)
+    sums = Validation.read(prepared, recipe).measure(model)
+    metrics = sums.means() if sums.num_users else {}
+    shutil.rmtree(output / MODEL, ignore_errors=True)
+    (output / MODEL).mkdir()
+    model.save(output / MODEL)
+    manifest = finish_run(output, num_epochs=0, best_epoch=0, metrics=metrics)
+    report(f"fitted: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items()) or 'no validation'}")
+    return TrainResult.of(output, manifest, start_s)

@@ -1,0 +1,193 @@
+"""Epochs, warm-up, early stopping, and checkpoints that continue bit for bit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_recsys.config import NeuMFRecipe, Recipe
+from ray_recsys.config.files import parse_recipe
+from ray_recsys.core.models.neumf import NeuMF
+from ray_recsys.core.models.registry import load_model
+from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.checkpoint import BEST, load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.trainer import EpochRecord, Trainer
+from ray_recsys.core.training.validation import Validation
+from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
+from tests.factories import change_a_byte, make_prepared_set
+
+USERS, ITEMS = 60, 40
+
+
+class FixedFeed:
+    """Three batches an epoch; users like the items of their own parity."""
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        rng = np.random.default_rng(epoch)
+        for _ in range(3):
+            users = rng.integers(0, USERS, 32)
+            items = rng.integers(0, ITEMS // 2, (32, 4)) * 2 + (users % 2)[:, None]
+            items[:, 1:] ^= 1
+            yield Batch(users, items.astype(np.int32), np.ones(32, np.float32), None, 32)
+
+
+def recipe(**train: object) -> Recipe:
+    model = {"embedding_dim": 4, "mlp_layers": [8, 4], "dropout": 0.2, "init_std": 0.1}
+    defaults = {"epochs": 4, "learning_rate": 0.02}
+    return parse_recipe({"model": model, "train": defaults | train}, "test")
+
+
+def trainer_of(chosen: Recipe) -> Trainer:
+    assert isinstance(chosen.model, NeuMFRecipe)
+    generator = torch.Generator().manual_seed(chosen.seed)
+    return Trainer(NeuMF(USERS, ITEMS, chosen.model, chosen.train, generator=generator), chosen.train)
+
+
+def no_validation() -> Validation:
+    return Validation([], 256, 1, has_ratings=False)
+
+
+def record(epoch: int, ndcg: float | None) -> EpochRecord:
+    return EpochRecord(epoch, 1.0, {} if ndcg is None else {"NDCG@10": ndcg}, 1.0, 1.0, 1.0)
+
+
+def test_loss_falls_and_validation_is_measured(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "data", num_users=USERS, num_items=ITEMS)
+    trainer = trainer_of(recipe(epochs=8))
+    records: list[EpochRecord] = []
+    validation = Validation.read(prepared, recipe(epochs=8))
+    train_epochs(trainer, FixedFeed(), validation, 1, lambda record, _: records.append(record))
+    assert [r.epoch for r in records] == list(range(1, 9))
+    assert records[-1].loss < 0.8 * records[0].loss
+    assert all(0 < r.metrics["NDCG@10"] < 1 and r.samples_per_s > 0 for r in records)
+
+
+def test_validation_shares_add_up_to_the_whole(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "data", num_users=USERS, num_items=ITEMS)
+    for max_users in (1000, 30):
+        chosen = recipe(max_validation_users=max_users)
+        model = trainer_of(chosen).model.export()
+        shares = [Validation.read(prepared, chosen, rank=r, world_size=2).measure(model) for r in range(2)]
+        whole = Validation.read(prepared, chosen).measure(model)
+        assert shares[0] + shares[1] == whole
+        assert whole.num_users == USERS if max_users > USERS else 15 < whole.num_users < 45
+
+
+def test_early_stopping_and_the_first_best_epoch() -> None:
+    trainer = trainer_of(recipe(epochs=10, early_stopping_epochs=2))
+    for epoch, ndcg in enumerate([0.1, 0.3, None, 0.3], start=1):
+        assert not trainer.is_done
+        trainer.finish_epoch(record(epoch, ndcg))
+    assert trainer.is_done
+    assert (trainer.progress.best_epoch, trainer.progress.best_metrics) == (2, {"NDCG@10": 0.3})
+
+
+def test_without_validation_the_last_epoch_is_the_best() -> None:
+    trainer = trainer_of(recipe(epochs=3, early_stopping_epochs=1))
+    for epoch in (1, 2, 3):
+        assert not trainer.is_done
+        trainer.finish_epoch(record(epoch, None))
+    assert trainer.is_done
+    assert trainer.progress.best_epoch == 3
+
+
+def test_epochs_without_validation_end_nothing() -> None:
+    trainer = trainer_of(recipe(epochs=30, early_stopping_epochs=5, validate_every_epochs=10))
+    values = {10: 0.1, 20: 0.2, 30: 0.2}
+    for epoch in range(1, 30):
+        trainer.finish_epoch(record(epoch, values.get(epoch)))
+        assert not trainer.is_done
+    trainer = trainer_of(recipe(epochs=99, early_stopping_epochs=5, validate_every_epochs=10))
+    for epoch in range(1, 21):
+        assert not trainer.is_done
+        trainer.finish_epoch(record(epoch, 0.1 if epoch % 10 == 0 else None))
+    assert trainer.is_done
+
+
+def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(recipe())
+    monkeypatch.setattr(trainer, "run_epoch", lambda _: (float("inf"), 1, 1))
+    monkeypatch.setattr(Validation, "measure", lambda *_: pytest.fail("it was validated"))
+    with pytest.raises(StageError, match="loss inf in epoch 1"):
+        train_epochs(trainer, FixedFeed(), no_validation(), 1, lambda *_: None)
+
+
+def test_warmup_and_divergence() -> None:
+    trainer = trainer_of(recipe(warmup_steps=4))
+    trainer.run_epoch(FixedFeed().batches(1))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * 3 / 4)
+    trainer.run_epoch(FixedFeed().batches(2))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+    with pytest.raises(StageError, match=r"learning_rate \(0.02\)"):
+        trainer.check_loss(1, float("nan"))
+
+
+def test_a_checkpoint_continues_bit_for_bit_and_keeps_the_best_model(tmp_path: Path) -> None:
+    straight = trainer_of(recipe())
+    train_epochs(straight, FixedFeed(), no_validation(), 1, lambda *_: None)
+
+    first = trainer_of(recipe(epochs=2))
+    checkpoints = [tmp_path / "epoch-1", tmp_path / "epoch-2"]
+
+    def after_epoch(finished: EpochRecord, _: bool) -> None:
+        first.progress.records[0].metrics["NDCG@10"] = 0.5  # the first epoch stays the best
+        first.progress.best_epoch = 1
+        checkpoints[finished.epoch - 1].mkdir()
+        save_checkpoint(first, checkpoints[finished.epoch - 1], tmp_path / "best")
+
+    train_epochs(first, FixedFeed(), no_validation(), 1, after_epoch)
+    second = trainer_of(recipe())
+    load_checkpoint(second, checkpoints[1], tmp_path / "restored")
+    assert second.progress == first.progress
+    after_1, after_2, restored = (
+        load_model(path).scores(load_model(path).users(np.arange(USERS)))
+        for path in (checkpoints[0] / BEST, checkpoints[1] / BEST, tmp_path / "restored")
+    )
+    assert np.array_equal(after_1, after_2)
+    assert np.array_equal(after_1, restored)
+    assert not np.array_equal(after_1, first.model.export().scores(first.model.export().users(np.arange(USERS))))
+    train_epochs(second, FixedFeed(), no_validation(), 1, lambda *_: None)
+
+    expected = straight.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.model.state_dict().items())
+    write_curves(tmp_path / "curves.csv", second.progress.records)
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,NDCG@10,samples_per_s,train_s,validate_s"
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "best/model.json", "optimizer.pt", "progress.json"])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    trainer = trainer_of(recipe())
+    trainer.finish_epoch(record(1, None))
+    (tmp_path / "c").mkdir()
+    save_checkpoint(trainer, tmp_path / "c", tmp_path / "best")
+    change_a_byte(tmp_path / "c" / name)
+    with pytest.raises(IntegrityError, match=name):
+        load_checkpoint(trainer, tmp_path / "c", tmp_path / "restored")
+
+
+def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(recipe())
+    trainer.finish_epoch(record(1, None))
+    monkeypatch.setattr("ray_recsys.core.training.checkpoint.SCHEMA_VERSION", 99)
+    (tmp_path / "c").mkdir()
+    save_checkpoint(trainer, tmp_path / "c", tmp_path / "best")
+    monkeypatch.undo()
+    with pytest.raises(SchemaVersionError, match="99"):
+        load_checkpoint(trainer, tmp_path / "c", tmp_path / "restored")
+
+
+def test_explicit_ratings_follow_rmse() -> None:
+    explicit = parse_recipe(
+        {"input": {"rating_column": "rating"}, "train": {"objective": "explicit", "early_stopping_epochs": 2}}, "test"
+    )
+    trainer = trainer_of(explicit)
+    for epoch, (rmse, ndcg) in enumerate([(1.2, 0.1), (0.9, 0.0), (1.0, 0.2), (0.9, 0.3)], start=1):
+        assert not trainer.is_done
+        trainer.finish_epoch(EpochRecord(epoch, 1.0, {"RMSE": rmse, "NDCG@10": ndcg}, 1.0, 1.0, 1.0))
+    assert trainer.is_done
+    assert trainer.progress.best_epoch == 2
