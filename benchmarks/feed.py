@@ -1,8 +1,8 @@
 """Samples/s and first-batch latency of the epoch stream alone, at 1 M users; a sample is one (user, item) pair.
 
-`worker` draws in as many processes as CPUs from histories that Ray Data streamed, each its own rank of one stream;
-`task` draws in one Ray Data task at a time for one rank, which shuffles. `cold` is the first epoch, reading and, in the
-first two cases, the start of Ray Data's processes included; the other latencies are of later epochs.
+`worker` draws in one process per CPU, each a rank of its own, from histories that Ray Data streams; `task` draws in one
+Ray Data task at a time for one rank, which shuffles. `cold` is the first epoch, which reads the histories and, in the
+`worker` cases, starts Ray Data's processes; the other latencies are those of later epochs.
 """
 
 import json
@@ -22,8 +22,8 @@ from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.cluster import connect
-from ray_recsys.distributed.feed import PartitionStream, stream_epochs
-from ray_recsys.distributed.feed_resources import FeedResources, check_resources
+from ray_recsys.distributed.feed import worker_feed
+from ray_recsys.distributed.resources import FeedResources, require_workers
 from ray_recsys.errors import ClusterError
 
 TARGETS = {"worker": (10e6, 0.3), "task": (2e6, 2.0)}
@@ -32,7 +32,7 @@ MEAN_LENGTH, NUM_PARTITIONS = 10, 8
 
 
 class Case(NamedTuple):
-    """Ranks that run beside each other, and the CPUs that they and their tasks keep busy."""
+    """Ranks that run concurrently, and the CPUs that they and their tasks keep busy."""
 
     placement: Literal["worker", "task"]
     num_ranks: int
@@ -45,8 +45,8 @@ CASES = (Case("worker", 1, 1), Case("worker", 2, 2), Case("task", 1, 2))
 @click.command()
 @click.option("--users", "num_users", default=1_000_000, show_default=True)
 @click.option("--items", "num_items", default=100_000, show_default=True)
-@click.option("--epochs", "num_epochs", default=3, show_default=True, help="Timed epochs, after a first one.")
-@click.option("--full-cluster", is_flag=True, help="Also print how long a start on a full cluster takes to fail.")
+@click.option("--epochs", "num_epochs", default=3, show_default=True, help="Timed epochs after a first one.")
+@click.option("--full-cluster", is_flag=True, help="Also time how long a start on a full cluster takes to fail.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
 def main(*, num_users: int, num_items: int, num_epochs: int, full_cluster: bool, as_json: bool, check: bool) -> None:
@@ -73,7 +73,7 @@ def main(*, num_users: int, num_items: int, num_epochs: int, full_cluster: bool,
 
 
 def make_set(path: Path, num_users: int, num_items: int) -> PreparedSet:
-    """Writes a set of power-law users and items, without held-out interactions."""
+    """Writes a prepared set with power-law users and items and no held-out interactions."""
     rng = np.random.default_rng(0)
     parts = np.array_split(np.arange(num_users), NUM_PARTITIONS)
     return write_set(path, (_make_histories(rng, users, num_items) for users in parts), num_items)
@@ -88,7 +88,7 @@ def _make_histories(rng: np.random.Generator, users: Int64s, num_items: int) -> 
 
 
 def time_case(prepared: PreparedSet, case: Case, num_epochs: int) -> dict[str, Any]:
-    """Runs the ranks of a case beside each other."""
+    """Runs the ranks of a case concurrently."""
     run = ray.remote(_run_rank).options(num_cpus=0.5)
     size = case.num_ranks
     ranks = ray.get([run.remote(str(prepared.path), case.placement, r, size, num_epochs) for r in range(size)])
@@ -108,9 +108,7 @@ def time_case(prepared: PreparedSet, case: Case, num_epochs: int) -> dict[str, A
 def _run_rank(path: str, placement: Literal["worker", "task"], rank: int, size: int, num_epochs: int) -> dict[str, Any]:
     prepared = PreparedSet.open(Path(path))
     recipe = load_recipe(None, [f"train.epochs={num_epochs + 1}", "train.batch_size=16384"])
-    num_users = {p: info.num_users for p, info in enumerate(prepared.manifest.partitions)}
-    stream = PartitionStream(prepared.path, num_users, FeedResources(placement, 0.5, 1))
-    epochs = stream_epochs(prepared, recipe, stream, rank=rank, world_size=size)
+    epochs = worker_feed(prepared, recipe, FeedResources(placement, 0.5, 1), rank=rank, world_size=size)
     rates, firsts = [], []
     for epoch in range(1, num_epochs + 2):
         start_s, first_s, num_samples = time.perf_counter(), 0.0, 0
@@ -128,10 +126,10 @@ def _run_rank(path: str, placement: Literal["worker", "task"], rank: int, size: 
 
 
 def time_full_cluster() -> float:
-    """Returns the seconds until a start fails whose trainers would hold every CPU."""
+    """Returns the seconds until a start fails whose workers would hold every CPU."""
     start_s = time.perf_counter()
     try:
-        check_resources(load_recipe(None, ["cluster.cpus_per_worker=1", "cluster.num_workers=4"]).cluster)
+        require_workers(load_recipe(None, ["cluster.cpus_per_worker=1", "cluster.num_workers=4"]).cluster)
     except ClusterError:
         return time.perf_counter() - start_s
     raise AssertionError("4 workers of 1 CPU leave Ray Data nothing on 4 CPUs")

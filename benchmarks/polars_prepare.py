@@ -1,10 +1,10 @@
-"""The yardstick of `prepare_scale`: what prepare does, as one Polars program that holds the log in memory.
+"""Baseline of `prepare_scale`: what prepare does, as one Polars program that holds the log in memory.
 
-Checks rows, deduplicates (the last of a pair), drops rare items, then rare users, splits leave-one-out, makes the item
-vocabulary by descending count, encodes, groups into one history a user, writes with the same compression. It leaves
-out counts and examples of drops by reason, checksums, the atomic write and every other recipe, and assumes that a row's
-codes fit 64 bits. Ids become codes once and rows are sorted as one packed integer, as prepare does it; group_by and
-sort by columns took 15.2 s for 20 M rows where this took 12.3 s, and Categorical or Enum in place of joins no less.
+Checks rows, deduplicates (keeping the last of a pair), drops rare items, then rare users, splits leave-one-out, builds
+the item vocabulary by descending count, encodes, groups into one history per user, writes with the same compression.
+Omits counts and examples of drops by reason, checksums, the atomic write and every other recipe; assumes that a row's
+codes fit 64 bits. Ids are encoded once and rows are sorted as one packed integer, as in prepare: group_by and sort by
+columns took 15.2 s for 20 M rows where this took 12.3 s, and Categorical or Enum instead of joins were no faster.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ _user, _item, _time = pl.col("user"), pl.col("item"), pl.col("time")
 
 
 def polars_prepare(log: Path, output: Path, *, min_interactions: int) -> dict[str, int]:
-    """Writes items.parquet and users.parquet; returns the counts that a prepared set's manifest has too."""
+    """Writes items.parquet and users.parquet; returns the counts that are also in a prepared set's manifest."""
     good = pl.scan_parquet(log / "*.parquet").drop_nulls().filter(pl.col("timestamp").is_between(0, LAST_TIME_S))
     rows = good.collect(engine="streaming")
     user_ids, item_ids = (_distinct(rows, name) for name in ("user_id", "item_id"))
@@ -106,6 +106,6 @@ def _write(
 
 
 def _is_held_out() -> pl.Expr:
-    """Whether a row is one of the last two of a user of three rows or more; rows are in order of users."""
+    """Whether a row is one of the last two of a user with at least three rows; rows are in order of users."""
     around = {by: _user == _user.shift(by, fill_value=2**32 - 1) for by in (-2, -1, 1, 2)}
     return ~around[-2] & (around[2] | (around[1] & around[-1]))

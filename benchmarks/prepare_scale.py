@@ -1,7 +1,7 @@
-"""prepare at growing sizes beside Polars doing the same job: python -m benchmarks.prepare_scale [--json] [--check].
+"""prepare at growing sizes against Polars doing the same job: python -m benchmarks.prepare_scale [--json] [--check].
 
-Logs are synthetic (50 interactions a user, 100,000 items, 1 % dirty rows) and written to a folder that is removed at
-the end. Every run is a process of its own, ours and Polars in turn. Memory: see `process_memory`.
+Logs are synthetic (50 interactions per user, 100,000 items, 1 % dirty rows) and written to a folder that is removed at
+the end. Every run is a separate process; prepare and Polars alternate. Memory: see `process_memory`.
 """
 
 import json
@@ -28,7 +28,7 @@ RUN_TIMEOUT_S = 1_200
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A size and an engine; seconds are the median of the runs, memory the highest of them."""
+    """Results of one engine at one size: the median of the runs' seconds, the maximum of their memory."""
 
     engine: str
     rows: int
@@ -42,7 +42,7 @@ class Measurement:
 
 
 def run_engine(engine: str, log: Path, work: Path) -> tuple[dict[str, Any], MemorySampler]:
-    """Runs an engine once in a process of its own; returns what it printed and its memory."""
+    """Runs an engine once in a separate process; returns its output and its memory."""
     with tempfile.TemporaryDirectory(dir=work) as output:
         command = [sys.executable, "-m", "benchmarks.prepare_scale_run", engine, str(log), output]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def run_engine(engine: str, log: Path, work: Path) -> tuple[dict[str, Any], Memo
 
 
 def measure(engines: list[str], log: Path, work: Path, repeats: int) -> list[Measurement]:
-    """Measures engines on one log, in turn."""
+    """Measures engines on one log; their runs alternate."""
     runs: dict[str, list[tuple[dict[str, Any], MemorySampler]]] = {engine: [] for engine in engines}
     for _ in range(repeats):
         for engine in engines:
@@ -89,20 +89,20 @@ def measure(engines: list[str], log: Path, work: Path, repeats: int) -> list[Mea
 
 
 def missed_targets(measurements: list[Measurement]) -> list[str]:
-    """Returns what is asked for and not reached; a size that was not run is no failure, another result is."""
+    """Returns the missed targets; sizes that were not run are not checked."""
     ours = {m.rows: m for m in measurements if m.engine == "prepare"}
     polars = {m.rows: m for m in measurements if m.engine == "polars"}
     missed = []
     for rows, mine in ours.items():
         if rows == CHECKED_ROWS and mine.peak_bytes >= MAX_PEAK_BYTES:
             missed.append(
-                f"{rows:,} rows: {mine.peak_bytes / 1e9:.2f} GB at peak, at most {MAX_PEAK_BYTES / 1e9} asked"
+                f"{rows:,} rows: {mine.peak_bytes / 1e9:.2f} GB at peak, target at most {MAX_PEAK_BYTES / 1e9}"
             )
         if rows in polars and mine.counts != polars[rows].counts:
             missed.append(f"{rows:,} rows: {mine.counts} but Polars {polars[rows].counts}")
         ratio = mine.rows_per_s / polars[rows].rows_per_s if rows in polars else None
         if ratio is not None and rows >= COMPARED_ROWS and ratio < MIN_POLARS_RATIO:
-            missed.append(f"{rows:,} rows: {ratio:.2f} x Polars, {MIN_POLARS_RATIO} asked")
+            missed.append(f"{rows:,} rows: {ratio:.2f} x Polars, target {MIN_POLARS_RATIO}")
     smallest, largest = ours[min(ours)], ours[max(ours)]
     growth = smallest.rows_per_s / largest.rows_per_s
     if growth > MAX_COST_RATIO:
@@ -111,19 +111,21 @@ def missed_targets(measurements: list[Measurement]) -> list[str]:
 
 
 def describe_cost(measurements: list[Measurement]) -> list[str]:
-    """Returns what a row of ours costs at the ends, with the fixed start in it, and between sizes, without it."""
+    """Returns the cost of a row in prepare at the smallest and largest size (including start-up) and between sizes."""
     ours = sorted((m for m in measurements if m.engine == "prepare"), key=lambda m: m.rows)
     first, last = ours[0], ours[-1]
     growth = first.rows_per_s / last.rows_per_s
-    lines = [f"a row at {last.rows:,} costs {growth:.2f} x that at {first.rows:,}, the start of processes in both"]
+    lines = [
+        f"a row at {last.rows:,} costs {growth:.2f} x that at {first.rows:,}, both including the start of processes"
+    ]
     for before, after in pairwise(ours):
         cost_s = (after.seconds - before.seconds) / (after.rows - before.rows)
-        lines.append(f"a further row from {before.rows:,} to {after.rows:,}: {cost_s * 1e6:.2f} us")
+        lines.append(f"an additional row between {before.rows:,} and {after.rows:,} costs {cost_s * 1e6:.2f} us")
     return lines
 
 
 def format_table(measurements: list[Measurement]) -> str:
-    """Returns the measurements as text, a line each."""
+    """Returns the measurements as text, one line each."""
     polars = {m.rows: m for m in measurements if m.engine == "polars"}
     lines = ["engine           rows  seconds    rows/s  x Polars   peak GB  driver GB  worker GB  store GB  spilled GB"]
     for m in sorted(measurements, key=lambda each: (each.rows, each.engine)):
@@ -157,12 +159,12 @@ def write_plot(measurements: list[Measurement], path: Path) -> None:
 
 @click.command()
 @click.option("--sizes", default="1000000,10000000,20000000,50000000", help="Interactions, separated by commas.")
-@click.option("--repeats", default=1, show_default=True, help="Runs of each engine and size, in turn.")
+@click.option("--repeats", default=1, show_default=True, help="Runs of each engine and size.")
 @click.option("--engine", "engines", multiple=True, default=("prepare", "polars"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where logs are written.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Also writes a plot (.svg or .png).")
+@click.option("--work", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder for the logs.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also write a plot (.svg or .png).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--check", is_flag=True, help="Exit status 1 where a target is missed.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if a target is missed.")
 def main(
     *,
     sizes: str,

@@ -1,7 +1,7 @@
 """One measured run of `prepare_scale`, in a process of its own.
 
-Takes ENGINE LOG OUTPUT and prints one JSON object; times are those of the job alone, without imports and without the
-start of Ray.
+Takes ENGINE LOG OUTPUT and prints one JSON object; times are those of the job alone, without imports and the start of
+Ray.
 """
 
 import json
@@ -11,22 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_recsys.config import PrepareRecipe, Recipe
+from ray_recsys.config import ClusterRecipe, PrepareRecipe, Recipe
 
 MIN_INTERACTIONS = 5
 
 
 def run_prepare(log: Path, output: Path) -> dict[str, Any]:
-    """Ours, on a Ray of its own that starts before the clock does."""
+    """Runs `prepare` on a local Ray that starts before the clock does."""
+    from ray_recsys.core.preparing.pipeline import prepare
     from ray_recsys.distributed.cluster import connect
-    from ray_recsys.distributed.prepare import prepare
+    from ray_recsys.distributed.executor import RayExecutor
 
     rules = PrepareRecipe(
         min_interactions_per_user=MIN_INTERACTIONS, min_interactions_per_item=MIN_INTERACTIONS, deduplicate="last"
     )
     with connect("local"):
         start_s = time.perf_counter()
-        manifest = prepare([str(log)], output / "prepared", Recipe(prepare=rules))
+        executor = RayExecutor("prepare", ClusterRecipe())
+        manifest = prepare([str(log)], output / "prepared", Recipe(prepare=rules), executor)
         seconds = time.perf_counter() - start_s
         spilled = _spilled_bytes()
     names = ("num_users", "num_items", "num_training", "num_validation")
@@ -34,7 +36,7 @@ def run_prepare(log: Path, output: Path) -> dict[str, Any]:
 
 
 def run_polars(log: Path, output: Path) -> dict[str, Any]:
-    """The yardstick."""
+    """Runs the same job in Polars."""
     from benchmarks.polars_prepare import polars_prepare
 
     start_s = time.perf_counter()
@@ -43,15 +45,17 @@ def run_polars(log: Path, output: Path) -> dict[str, Any]:
 
 
 def run_synthetic(log: Path, output: Path) -> dict[str, Any]:
-    """Writes the log that the others read; its size is the name of its folder."""
+    """Writes the log that the other engines read; its folder is named after its size."""
+    from ray_recsys.datasets.synthetic import write_synthetic
     from ray_recsys.distributed.cluster import connect
-    from ray_recsys.distributed.synthetic import write_synthetic
+    from ray_recsys.distributed.executor import RayExecutor
 
     num_interactions = int(log.name)
     with connect("local"):
         start_s = time.perf_counter()
         write_synthetic(
             log,
+            RayExecutor("synthetic", ClusterRecipe()),
             num_interactions=num_interactions,
             num_users=max(100, num_interactions // 50),
             num_items=100_000,

@@ -1,7 +1,8 @@
-"""Prepared sets made of given histories, without `prepare`."""
+"""Prepared sets made of given histories, without `prepare`; for benchmarks and tests."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,24 +21,53 @@ def histories_of(first_user_idx: int, offsets: Int64s, items: Int32s) -> Histori
     return Histories(first_user_idx, Interactions(offsets, items), nothing, nothing)
 
 
-def write_set(path: Path, partitions: Iterable[Histories], num_items: int) -> PreparedSet:
-    """Writes a prepared set, a file a partition; ids are the indices as text."""
-    infos, digests, counts, num_users = [], {}, np.zeros(num_items, np.int64), 0
+def indices_as_text(idx: Int64s) -> pa.Array:
+    """Returns indices as the ids `0`, `1`, and so on."""
+    return pa.array(idx.astype(str))
+
+
+def write_set(
+    path: Path,
+    partitions: Iterable[Histories],
+    num_items: int,
+    *,
+    item_columns: Mapping[str, pa.Array] | None = None,
+    user_ids: Callable[[Int64s], pa.Array] = indices_as_text,
+    split: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+) -> PreparedSet:
+    """Writes a prepared set with one file per partition.
+
+    Args:
+        path: Its directory.
+        partitions: Users with consecutive indices, held one partition at a time.
+        num_items: Number of items.
+        item_columns: `item_id` and further columns of the item table; None: ids are the indices as text.
+        user_ids: Returns the ids of user indices.
+        split: Of the manifest.
+        recipe: Of the manifest; None: all defaults.
+    """
+    infos, digests, counts = [], {}, np.zeros(num_items, np.int64)
     with atomic_directory(path) as staging:
-        for place, histories in enumerate(partitions):
+        for partition, histories in enumerate(partitions):
             counts += np.bincount(histories.training.item_idx, minlength=num_items)
-            info, digest = write_partition(staging, place, histories, pa.array(histories.user_idx.astype(str)))
+            info, digest = write_partition(staging, partition, histories, user_ids(histories.user_idx))
             infos.append(info)
             digests[info.file] = digest
-            num_users += info.num_users
-        items = np.arange(num_items)
-        table = pa.table({"item_idx": items.astype(np.int32), "item_id": items.astype(str), "count": counts})
-        pq.write_table(table, staging / ITEMS)
-        total = int(counts.sum())
+        item_idx = np.arange(num_items)
+        columns = item_columns or {"item_id": indices_as_text(item_idx)}
+        pq.write_table(
+            pa.table({"item_idx": pa.array(item_idx, pa.int32()), **columns, "count": counts}), staging / ITEMS
+        )
+        totals = {
+            name: sum(getattr(info, name) for info in infos)
+            for name in ("num_users", "num_training", "num_validation", "num_test")
+        }
+        num_rows = sum(totals.values()) - totals["num_users"]
         manifest = PreparedManifest(
-            created_at="", rows_in=total, rows_kept=total, rows_dropped={}, num_users=num_users, num_items=num_items,
-            num_training=total, num_validation=0, num_test=0, split={}, input_fingerprint="benchmark", recipe=Recipe(),
-            partitions=tuple(infos),
+            created_at="2026-01-01T00:00:00+00:00", rows_in=num_rows, rows_kept=num_rows, rows_dropped={},
+            num_items=num_items, split=dict(split or {}), input_fingerprint="made up", recipe=recipe or Recipe(),
+            partitions=tuple(infos), **totals,
         )  # fmt: skip
         write_prepared_manifest(staging, manifest, digests)
     return PreparedSet.open(path)

@@ -1,11 +1,10 @@
-"""Latency and rate of the Serve graph beside a one-process app of the same kernel: `python -m benchmarks.serve_load`.
+"""Latency and rate of Serve compared with a one-process app of the same kernel: `python -m benchmarks.serve_load`.
 
-Both serve one bundle of ML-1M's shape (6,040 users, 3,706 items, widths 64; 128-64-32; 200 candidates → 10)
-on loopback.
-The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. The graph runs as
-`ray-recsys serve` does, or with `--apart` with the stages in processes of their own. Clients are keep-alive connections
-in this process, each with one request under way; rounds of both alternate, and medians are compared.
-The weights are random: they cost what trained ones cost.
+Both serve a bundle of the shape of MovieLens-1M (6,040 users, 3,706 items, widths 64 and 128-64-32, 200 candidates, the
+best 10) on loopback. The bare app is FastAPI on uvicorn with the recommender called in the route: no Ray, no hop. The
+graph is `ray-recsys serve`; with `--apart` the stages have their own processes. Clients are keep-alive connections in
+this process, each with one request in flight; rounds of both apps alternate, and medians are compared. The weights are
+random: they cost as much as trained ones.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ import numpy as np
 
 from benchmarks.serve_load_bundle import write_registry
 from benchmarks.serve_load_clients import Load, load
-from ray_recsys.config import Recipe, ServeRecipe
+from ray_recsys.config import ServeRecipe
 
 MAX_P50_RATIO = 5.0
 MIN_RATE_RATIO = 0.5
@@ -105,9 +104,9 @@ def _run(rounds: int, seconds: float, *, fused: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         registry = write_registry(Path(directory))
         bare, bare_port = _start_bare(registry)
-        recipe = Recipe(serve=ServeRecipe(port=0, fused=fused))
+        settings = ServeRecipe(port=0, fused=fused)
         try:
-            with connect("local"), serve(registry, recipe) as address:
+            with connect("local"), serve(registry, settings) as address:
                 ports = {"bare": bare_port, "graph": int(address.rpartition(":")[2])}
                 return _measure(ports, (1, 16), rounds, seconds)
         finally:
@@ -129,7 +128,9 @@ def _print_table(rows: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
 @click.command()
 @click.option("--rounds", default=5, help="Rounds of each app and number of clients.")
 @click.option("--seconds", default=3.0, help="Length of a round.")
-@click.option("--fused/--apart", default=True, help="All in one replica (the default), or the stages in their own.")
+@click.option(
+    "--fused/--apart", default=True, help="Both stages in the ingress (the default), or in their own replicas."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
 def main(rounds: int, seconds: float, fused: bool, as_json: bool, check: bool) -> None:

@@ -1,4 +1,4 @@
-"""The yardstick of `serve_load`: the recommender in a one-process FastAPI app on uvicorn, called in the route."""
+"""The baseline of `serve_load`: a one-process FastAPI app on uvicorn that calls the recommender in the route."""
 
 import sys
 import time
@@ -12,12 +12,13 @@ from starlette.responses import Response
 from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.serving.requests import resolve, show_scored
+from ray_recsys.serving.answers import ItemWriter
+from ray_recsys.serving.resolve import resolve
 from ray_recsys.serving.schemas import RecommendRequest, RecommendResponse, Timings
 
 
 def make_bare_app(registry: Path) -> FastAPI:
-    """Returns the app: same bodies, same kernel, one thread."""
+    """Returns the app: the same schemas and kernel, one thread."""
     torch.set_num_threads(1)
     bundle = Registry(registry).open()
     recommender = Recommender(bundle)
@@ -36,7 +37,7 @@ def make_bare_app(registry: Path) -> FastAPI:
             recall=(recalled_s - start_s) * 1e3, rerank=(end_s - recalled_s) * 1e3, total=(end_s - start_s) * 1e3
         )
         response = RecommendResponse(
-            items=show_scored(bundle, best.item_idx, best.scores),
+            items=ItemWriter(bundle).recommended(best.item_idx, best.scores),
             source=best.source,
             bundle=bundle.version,
             timings_ms=timings,

@@ -1,4 +1,4 @@
-"""Clients of `serve_load`: keep-alive connections, each with one request under way."""
+"""Clients of `serve_load`: keep-alive connections, each with one request in flight."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from benchmarks.serve_load_bundle import NUM_USERS
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a number of clients saw in one round."""
+    """Measurements of all clients in one round."""
 
     latencies_ms: "np.ndarray[Any, np.dtype[np.float64]]"
     seconds: float
@@ -21,7 +21,7 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Good answers a second."""
+        """Successful responses per second."""
         return len(self.latencies_ms) / self.seconds
 
 
@@ -52,7 +52,7 @@ class _Client(asyncio.Protocol):
             self._answer.set_exception(exc or ConnectionResetError("closed by the server"))
 
     async def ask(self, request: bytes) -> int:
-        """Returns the status of the answer."""
+        """Returns the status of the response."""
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -67,7 +67,7 @@ def _request(user_id: int) -> bytes:
 
 
 async def load(port: int, num_clients: int, seconds: float) -> Load:
-    """Returns what a number of clients saw that each ask again as soon as they are answered."""
+    """Returns the measurements of clients that each send the next request as soon as they have a response."""
     requests = [_request(user_id) for user_id in np.random.default_rng(0).integers(0, NUM_USERS, 4096).tolist()]
     latencies: list[float] = []
     num_errors = 0
@@ -76,14 +76,14 @@ async def load(port: int, num_clients: int, seconds: float) -> Load:
     async def work(number: int) -> None:
         nonlocal num_errors
         transport, client = await asyncio.get_running_loop().create_connection(_Client, "127.0.0.1", port)
-        place = number * 257
+        sent = number * 257  # clients start at different users
         while (start_s := time.perf_counter()) < end_s:
             try:
-                status = await asyncio.wait_for(client.ask(requests[place % len(requests)]), 30)
+                status = await asyncio.wait_for(client.ask(requests[sent % len(requests)]), 30)
             except OSError:
                 num_errors += 1
                 break
-            place += 1
+            sent += 1
             if status == 200:
                 latencies.append((time.perf_counter() - start_s) * 1e3)
             else:

@@ -24,6 +24,7 @@ from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.cluster import connect
+from ray_recsys.distributed.executor import RayExecutor
 from ray_recsys.distributed.training import train
 from ray_recsys.progress import EpochFinished
 
@@ -114,6 +115,7 @@ def train_with_ray(prepared: PreparedSet, run: Path, num_workers: int, num_epoch
         prepared.path,
         run,
         recipe,
+        RayExecutor("train", recipe.cluster),
         report=lambda event: ends_s.append(time.perf_counter()) if isinstance(event, EpochFinished) else None,
     )
     wall_s = time.perf_counter() - start_s

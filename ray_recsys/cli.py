@@ -1,13 +1,13 @@
 """`ray-recsys <command>`: from a raw interaction log to recommendations over HTTP.
 
-Exit status: 0 done; 2 bad usage or input (the message says how to mend it); 1 our failure; 130 interrupted.
-Imports nothing heavy: `--help` answers at once. The commands themselves live in `ray_recsys.commands`.
+Exit status: 0 success; 2 bad usage or input (the message says how to fix it); 1 internal failure; 130 interrupted.
+Imports nothing heavy, so that `--help` answers at once. The commands are in `ray_recsys.commands`.
 """
 
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -16,7 +16,6 @@ from ray_recsys.commands.data import audit, describe, prepare
 from ray_recsys.commands.machine import demo, doctor
 from ray_recsys.commands.serving import publish, recommend, score, serve
 from ray_recsys.commands.training import evaluate, train, tune
-from ray_recsys.errors import RecsysError
 
 TRACEBACK_VARIABLE = "RAY_RECSYS_TRACEBACK"
 _COMMANDS = (prepare, audit, describe, train, tune, evaluate, publish, serve, recommend, score, doctor, demo)
@@ -56,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    own = next((e for e in _chain(error) if isinstance(e, RecsysError)), None)
+    from ray_recsys.distributed.ray_errors import own_error  # noqa: PLC0415 - only a failure needs it
+
+    own = own_error(error)
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
     if own is not None:
@@ -66,19 +67,6 @@ def _explain(error: Exception) -> int:
     click.echo(f"ray-recsys: failed: {type(error).__name__}: {text[0] if text else 'no message'}", err=True)
     click.echo(f"Set {TRACEBACK_VARIABLE}=1 to see where.", err=True)
     return 1
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what caused it; Ray keeps what a task raised in `cause`, and its own text in str()."""
-    found: BaseException | None = error
-    for _ in range(20):
-        if found is None:
-            return
-        inner = getattr(found, "cause", None)
-        if isinstance(inner, BaseException):
-            yield from _chain(inner)
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 if __name__ == "__main__":

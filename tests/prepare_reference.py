@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.preparing.id_hash import hash_ids, mix
+from ray_recsys.core.counter_random import splitmix64
+from ray_recsys.core.preparing.staging import hash_ids
 
 Row = tuple[str, str, int, float]  # user, item, second, rating
 Kept = tuple[str, int, float, int]  # item, second, rating, repetition
@@ -96,12 +97,12 @@ def _filter(
     held_out = [p for p in pairs if _period(p[2], cuts) > 0]
     while True:
         before = len(fitted)
-        for place, least, reason in (
+        for column, minimum, reason in (
             (1, rules.min_interactions_per_item, "rare_item"),
             (0, rules.min_interactions_per_user, "rare_user"),
         ):
-            counts = Counter(p[place] for p in fitted)
-            kept = [p for p in fitted if counts[p[place]] >= least]
+            counts = Counter(p[column] for p in fitted)
+            kept = [p for p in fitted if counts[p[column]] >= minimum]
             dropped[reason] += len(fitted) - len(kept)
             fitted = kept
         if rules.filter == "once" or len(fitted) == before:
@@ -129,12 +130,13 @@ def _labels(user: str, history: list[Kept], recipe: Recipe, cuts: tuple[int, int
         return [0] * length if length < 3 else [0] * (length - 2) + [1, 2]
     if recipe.split.method == "global_time":
         return [_period(kept[1], cuts) for kept in history]
-    seed = mix(np.array([recipe.seed], np.uint64))
-    draws = [int(mix(mix(hash_ids(pa.array([user])) ^ seed) ^ hash_ids(pa.array([kept[0]])))[0]) for kept in history]
+    seed = splitmix64(np.array([recipe.seed], np.uint64))
+    of_user = splitmix64(hash_ids(pa.array([user])) ^ seed)
+    draws = [int(splitmix64(of_user ^ hash_ids(pa.array([kept[0]])))[0]) for kept in history]
     num_test = min(_half_up(length, recipe.split.test_fraction), length - 1)
     num_validation = min(_half_up(length, recipe.split.validation_fraction), length - 1 - num_test)
-    places = np.argsort(np.argsort(np.array(draws, np.uint64)))
-    return [2 if place < num_test else 1 if place < num_test + num_validation else 0 for place in places]
+    ranks = np.argsort(np.argsort(np.array(draws, np.uint64)))
+    return [2 if rank < num_test else 1 if rank < num_test + num_validation else 0 for rank in ranks]
 
 
 def _half_up(length: int, fraction: float) -> int:

@@ -1,4 +1,4 @@
-"""Commands on data: a raw log → a prepared set, what is wrong with one, what is in one."""
+"""Commands on data: prepare a raw log, audit a prepared set, describe a prepared set."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Files, folders or URIs.")
+@click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Log: files, folders or URIs.")
 @click.argument("more_inputs", nargs=-1, metavar="")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="The prepared set to write.")
-@click.option("--items", metavar="FILE", help="Side file of items: title, category.")
-@click.option("--overwrite", is_flag=True, help="Do it again even where finished output is found.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Directory of the prepared set to write.")
+@click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing prepared set.")
 @takes_invocation
 def prepare(
     invocation: Invocation,
@@ -32,16 +32,17 @@ def prepare(
 ) -> None:
     """Turns a raw interaction log into a prepared set.
 
-    A row of it is a user's history. Reads Parquet, CSV, TSV, MovieLens `::` files and JSON lines, from disk or any
-    URI. Every row that is dropped is counted by its reason.
+    A prepared set has one row per user, the user's history. Reads Parquet, CSV, TSV, MovieLens `::` files and JSON
+    lines, from disk or any URI. Every dropped row is counted by its reason.
     """
-    from ray_recsys.distributed.prepare import prepare as run
+    from ray_recsys.core.preparing.pipeline import prepare as run
 
-    with invocation.connect():
+    with invocation.connect() as executor:
         manifest = run(
             [*inputs, *more_inputs],
             output,
             invocation.recipe,
+            executor,
             items=items,
             overwrite=overwrite,
             report=invocation.report,
@@ -64,32 +65,32 @@ def prepare(
 
 
 @click.command()
-@click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
+@click.option("--data", type=INPUT, required=True, metavar="DIR", help="Directory of the prepared set.")
 @takes_invocation
 def audit(invocation: Invocation, data: Path) -> None:
-    """Looks for leakage and damage in a prepared set.
+    """Checks a prepared set for leakage and damage.
 
-    The exit status is 2 if any is found.
+    The exit status is 2 if there is any.
     """
-    from ray_recsys.distributed.audit import audit as run
+    from ray_recsys.core.inspecting.audit import audit as run
 
-    with invocation.connect():
-        found = run(data, report=invocation.report)
+    with invocation.connect() as executor:
+        found = run(data, executor, report=invocation.report)
     rows = [(finding.fault, finding.count, "; ".join(finding.examples[:3])) for finding in found.findings]
     verdict = facts(audited=data, passed=found.passed)
     invocation.answer(found, verdict, *([Table(("fault", "count", "examples"), rows)] if rows else []))
     if not found.passed:
-        raise InputError(f"{data} did not pass the audit; prepare it again")
+        raise InputError(f"{data} did not pass the audit", remedy="prepare it again")
 
 
 @click.command()
-@click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
-@click.option("--html", type=OUTPUT, metavar="FILE", help="Also writes a page with plots.")
+@click.option("--data", type=INPUT, required=True, metavar="DIR", help="Directory of the prepared set.")
+@click.option("--html", type=OUTPUT, metavar="FILE", help="Also write an HTML page with plots.")
 @takes_invocation
 def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
-    """Tells what is in a prepared set.
+    """Describes a prepared set.
 
-    Sizes, density, quantiles of activity and popularity, time range, dropped rows.
+    Shows sizes, density, quantiles of activity and popularity, the time range and the dropped rows.
     """
     from ray_recsys.core.inspecting.describe import describe as run
 

@@ -1,7 +1,4 @@
-"""What every command takes and how it answers: --recipe, --set, --json, --address.
-
-This module does not know what the commands do, and imports nothing heavy.
-"""
+"""Options that every command takes (--recipe, --set, --json, --address) and how it answers. Imports nothing heavy."""
 
 import functools
 import os
@@ -23,11 +20,11 @@ if TYPE_CHECKING:
     from ray_recsys.distributed.executor import RayExecutor
 
 _OVERRIDES = "ray_recsys.overrides"
-_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what `ray job submit` runs
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for what `ray job submit` runs
 
 
 class OutputPath(click.ParamType[Path]):
-    """A path to write to: absolute inside a job, whose working directory is a copy that is thrown away."""
+    """A path to write to. Inside a job it must be absolute, since a job's working directory is a temporary copy."""
 
     name = "path"
 
@@ -35,7 +32,7 @@ class OutputPath(click.ParamType[Path]):
         """Returns the absolute path."""
         path = Path(value)
         if _IN_JOB in os.environ and not path.is_absolute():
-            self.fail(f"{value!r} is relative: a job runs in a throw-away copy; give an absolute path", param, ctx)
+            self.fail(f"{value!r} is relative, but a job runs in a temporary copy; give an absolute path", param, ctx)
         return path.absolute()
 
 
@@ -45,7 +42,7 @@ OUTPUT = OutputPath()
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One call of a command: its recipe, its cluster, and where it reports and answers."""
+    """One call of a command: its recipe, its cluster, and where its progress and result go."""
 
     command: str
     recipe: Recipe
@@ -56,7 +53,7 @@ class Invocation:
 
     @contextmanager
     def connect(self) -> Iterator["RayExecutor"]:
-        """Joins the cluster of --address, or starts a local one for the duration of the block; yields its executor."""
+        """Joins the cluster at --address, or starts a local one for the block; yields an executor on it."""
         from ray_recsys.distributed.cluster import connect
         from ray_recsys.distributed.executor import RayExecutor
 
@@ -65,7 +62,7 @@ class Invocation:
             yield RayExecutor(self.command, self.recipe.cluster, report=self.report)
 
     def answer(self, result: BaseModel, *tables: Table) -> None:
-        """Writes the result to stdout: the model as one JSON object, or the tables for people."""
+        """Writes the result to stdout: as one JSON object with --json, otherwise as tables."""
         if self.as_json:
             self.stdout.write(result.model_dump_json() + "\n")
             self.stdout.flush()
@@ -74,17 +71,17 @@ class Invocation:
 
 
 def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns a decorator that adds the options which all commands share.
+    """Returns a decorator that adds the options shared by all commands.
 
-    The decorated function gets an `Invocation` before its own options; without --recipe its recipe is
-    `default_recipe`, or all defaults.
+    The decorated function receives an `Invocation` before its own options. Without --recipe, its recipe is
+    `default_recipe` or all defaults.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @click.option("--recipe", "recipe_file", type=INPUT, metavar="FILE", help="TOML recipe; see jobs/recipes/.")
         @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Recipe value: section.key=value.")
-        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr.")
-        @click.option("--address", metavar="HOST:PORT", help="Ray to join; by default RAY_ADDRESS, or a new local one.")
+        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else on stderr.")
+        @click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS, or a new local one.")
         @functools.wraps(function)
         def run(
             recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool, address: str | None, **arguments: Any
@@ -104,7 +101,7 @@ takes_invocation = takes_invocation_of(None)
 
 
 def recipe_option(flag: str, key: str, **attributes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns an option that sets a recipe's key, and wins over --set and the file."""
+    """Returns an option that sets a key of the recipe; it overrides --set and the file."""
 
     def override(context: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None:

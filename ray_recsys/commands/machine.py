@@ -1,4 +1,4 @@
-"""Commands on the machine: doctor, and the demo of the whole way."""
+"""Commands on the machine: doctor, and the demo of the whole pipeline."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ _DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 @click.command()
 @takes_invocation
 def doctor(invocation: Invocation) -> None:
-    """Tells what would fail on this machine, before it fails.
+    """Checks what would fail on this machine or its cluster.
 
     The exit status is 2 if anything would.
     """
@@ -32,19 +32,19 @@ def doctor(invocation: Invocation) -> None:
     invocation.answer(diagnosis, Table(("", "check", "found", "remedy"), rows))
     failed = [check.name for check in diagnosis.checks if check.status == "fail"]
     if failed:
-        raise ClusterError(f"this machine is not ready: {', '.join(failed)}")
+        raise ClusterError(f"this machine is not ready: {', '.join(failed)}", remedy="see the remedies above")
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Ends after printing the recommendations, instead of serving on.")
-@click.option("--directory", type=OUTPUT, default="demo-data", metavar="DIR", help="Where everything is written.")
-@click.option("--user", "user_id", type=int, default=1, metavar="ID", help="Whose recommendations are printed.")
-@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--once", is_flag=True, help="Exit after printing the recommendations instead of serving.")
+@click.option("--directory", type=OUTPUT, default="demo-data", metavar="DIR", help="Directory to write everything to.")
+@click.option("--user", "user_id", type=int, default=1, metavar="ID", help="User whose recommendations are printed.")
+@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 chooses a free one.")
 @takes_invocation_of(_DEMO_RECIPE)
 def demo(invocation: Invocation, *, once: bool, directory: Path, user_id: int) -> None:
-    """Goes the whole way on 100,004 MovieLens ratings.
+    """Runs the whole pipeline on 100,004 MovieLens ratings.
 
-    prepare → train → evaluate → publish → serve, then asks over HTTP; takes two or three minutes on 2 cores.
+    prepare → train → evaluate → publish → serve, then a request over HTTP; takes two or three minutes on 2 cores.
     """
     from ray_recsys.distributed.demo import demo as run
 
@@ -60,7 +60,7 @@ def demo(invocation: Invocation, *, once: bool, directory: Path, user_id: int) -
 
 
 def demo_tables(result: "DemoResult") -> list[Table]:
-    """Returns the demo's answer for people: what was liked, what is recommended beside what is popular, how good."""
+    """Returns the demo's tables: what the user saw, what is recommended and what is popular, and the metrics."""
     names = ("recommended by NeuMF", "score", "most popular, unseen")
     pairs = [
         (number, ours.title, ours.score, theirs.title)

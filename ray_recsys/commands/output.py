@@ -1,7 +1,4 @@
-"""How a command's result reaches its reader: one JSON object, a table on a terminal, or plain text in a pipe.
-
-This module knows nothing of commands; a result is a pydantic model or a list of tables.
-"""
+"""How a command's result is written: one JSON object, ruled tables on a terminal, or aligned text in a pipe."""
 
 import contextlib
 import os
@@ -13,7 +10,7 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under a header; numbers are aligned to the right."""
+    """Rows under a header; numbers are right-aligned."""
 
     header: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
@@ -21,18 +18,18 @@ class Table:
 
 
 def facts(title: str = "", /, **values: Any) -> Table:
-    """Returns a table of names and values; None values are left out, `_` in a name becomes a space."""
+    """Returns a table of names and values, without None values; `_` in a name becomes a space."""
     return Table(("", ""), [(k.replace("_", " "), v) for k, v in values.items() if v is not None], title)
 
 
 @contextlib.contextmanager
 def reserved_stdout() -> Iterator[TextIO]:
-    """Yields the real stdout while everything else that is printed, child processes included, goes to stderr."""
+    """Yields the real stdout; everything else that this process or its children print meanwhile goes to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
     try:
-        # Under a test runner sys.stdout is an object of its own.
+        # Under a test runner, sys.stdout is not descriptor 1.
         stream = os.fdopen(os.dup(saved), "w", encoding="utf8") if _is_descriptor_1(sys.stdout) else sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
             yield stream
@@ -51,7 +48,7 @@ def _is_descriptor_1(stream: TextIO) -> bool:
 
 
 def write_tables(tables: Sequence[Table], stream: TextIO) -> None:
-    """Writes tables: ruled on a terminal, aligned columns elsewhere."""
+    """Writes tables: ruled on a terminal, in aligned columns elsewhere."""
     for number, table in enumerate(tables):
         if number:
             stream.write("\n")

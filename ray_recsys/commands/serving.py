@@ -12,7 +12,7 @@ from ray_recsys.commands.output import facts
 
 
 class Serving(BaseModel):
-    """Where a running graph answers."""
+    """Where the service answers."""
 
     address: str
     docs: str
@@ -45,18 +45,18 @@ def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Pat
 
 
 @click.command()
-@click.option("--registry", type=INPUT, required=True, metavar="DIR", help="Where bundles live.")
-@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 takes a free one.  [default: 8000]")
-@recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0 answers other machines.  [default: 127.0.0.1]")
+@click.option("--registry", type=INPUT, required=True, metavar="DIR", help="Directory of bundles.")
+@recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0: any free port.  [default: 8000]")
+@recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0: all interfaces.  [default: 127.0.0.1]")
 @takes_invocation
 def serve(invocation: Invocation, *, registry: Path) -> None:
     """Serves the live bundle over HTTP until Ctrl-C.
 
-    The graph is ingress → recall → rerank; the page is at /, the API's description at /docs.
+    The page is at /, the API's description at /docs. Newly published bundles go live automatically.
     """
     from ray_recsys.distributed.serve.local import serve as run
 
-    with invocation.connect(), run(registry, invocation.recipe, report=invocation.report) as address:
+    with invocation.connect(), run(registry, invocation.recipe.serve, report=invocation.report) as address:
         result = Serving(address=address, docs=f"{address}/docs", registry=registry)
         invocation.answer(result, facts(page=address, api_docs=result.docs, stop="Ctrl-C"))
         wait_for_interrupt()
@@ -115,7 +115,7 @@ def _live(path: Path) -> Path:
 
 
 def wait_for_interrupt() -> None:
-    """Waits for Ctrl-C or SIGTERM, then returns, so that what is open is closed in order."""
+    """Returns on Ctrl-C or SIGTERM instead of raising, so that the caller shuts down in order."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,6 +7,7 @@ import click
 
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts
+from ray_recsys.errors import InputError
 
 if TYPE_CHECKING:
     from ray_recsys.core.workflows.evaluate import EvaluationResult, ModelMetrics
@@ -16,17 +17,26 @@ if TYPE_CHECKING:
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="The run to write.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted run.")
+@click.option("--refit", "finished", type=INPUT, metavar="RUN", help="Trains this finished run again on everything.")
 @takes_invocation
-def train(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> None:
+def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None) -> None:
     """Trains the recipe's model on a prepared set.
 
     Models with gradients are trained data-parallel by Ray Train, with checkpoints and curves; the others are fitted.
-    `--set model.name=NAME` chooses the model.
+    `--set model.name=NAME` chooses the model. With `train.refit` the model is trained again on everything, held-out
+    interactions included, for the number of epochs that validation chose.
     """
+    from ray_recsys.distributed.training import refit
     from ray_recsys.distributed.training import train as run
 
+    if resume and finished is not None:
+        raise InputError("--resume and --refit exclude each other", remedy="resume the refit's own run with --resume")
+    recipe, report = invocation.recipe, invocation.report
     with invocation.connect() as executor:
-        result = run(data, output, invocation.recipe, executor, resume=resume, report=invocation.report)
+        if finished is None:
+            result = run(data, output, recipe, executor, resume=resume, report=report)
+        else:
+            result = refit(finished, data, output, recipe.cluster, executor, report=report)
     invocation.answer(result, facts(**_scalars(result.model_dump(mode="json"))))
 
 

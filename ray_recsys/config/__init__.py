@@ -13,6 +13,7 @@ from ray_recsys.config.models import (
     PopularityRecipe,
     SimilarityRecipe,
     UserKNNRecipe,
+    num_recent_items,
 )
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
@@ -43,4 +44,5 @@ __all__ = [
     "TrainRecipe",
     "TuneRecipe",
     "UserKNNRecipe",
+    "num_recent_items",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
 from ray_recsys.config.space import Choice, Distribution, LogUniform, Uniform
@@ -81,7 +81,7 @@ class EASERecipe(HistoryWeightsRecipe):
     """EASE (Steck 2019): the linear item-to-item model in closed form."""
 
     default_space: ClassVar[dict[str, Distribution]] = {
-        "model.l2": LogUniform(log_uniform=(30.0, 5000.0)),
+        "model.l2": LogUniform(log_uniform=(10.0, 5000.0)),
         **_RECENCY,
     }
 
@@ -98,8 +98,8 @@ class IALSRecipe(HistoryWeightsRecipe):
     """iALS (Hu et al. 2008) as Rendle et al. 2022 regularise it."""
 
     default_space: ClassVar[dict[str, Distribution]] = {
-        "model.embedding_dim": Choice(choice=(32, 64, 128, 192)),
-        "model.l2": LogUniform(log_uniform=(0.001, 0.03)),
+        "model.embedding_dim": Choice(choice=(32, 64, 128, 256)),
+        "model.l2": LogUniform(log_uniform=(1e-3, 3e-2)),
         "model.unobserved_weight": LogUniform(log_uniform=(0.03, 1.0)),
         **_RECENCY,
     }
@@ -158,9 +158,21 @@ class NeuMFRecipe(Section):
     """Standard deviation of the normal initial embeddings."""
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
+    gmf_output: bool = True
+    """Whether the GMF branch has output weights, as in the paper; without them it is a plain inner product."""
+    recent_items: int = Field(default=0, ge=0)
+    """How many of the user's latest items before the one to be predicted add to the user's vectors; 0: none, as in the
+    paper."""
+    recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
+    """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
 
 
 ModelRecipe = Annotated[
     PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
     Field(discriminator="name"),
 ]
+
+
+def num_recent_items(model: ModelRecipe) -> int:
+    """Returns how many recent items a model wants to see of each positive's user."""
+    return model.recent_items if isinstance(model, NeuMFRecipe) else 0

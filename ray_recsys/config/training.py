@@ -37,8 +37,13 @@ class TrainRecipe(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: constant, or falling linearly to 0 at the end of the last epoch."""
     l2: float = Field(default=0.0, ge=0)
     """L2 on the embedding rows that a batch touches, per sample."""
+    refit: bool = False
+    """After the number of epochs has been chosen by validation, train again on everything, held-out interactions
+    included, for that number of epochs: for a model to be published, not to be evaluated on the same data."""
     early_stopping_epochs: PositiveInt | None = 5
     """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
     validate_every_epochs: PositiveInt = 1

@@ -1,1 +1,1 @@
-"""Algorithms in numpy, pyarrow, torch and faiss; knows nothing of Ray."""
+"""Algorithms in numpy, pyarrow, torch and faiss, which run without Ray."""

@@ -1,6 +1,6 @@
 """Random numbers and shuffles as pure functions of a key and a counter; there is no state to save, ship or advance.
 
-The mixer is splitmix64's finalizer. Everything works on whole arrays. Knows nothing of users or items.
+The mixer is splitmix64's finalizer. Everything works on whole arrays.
 
 Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014 (mixer, golden gamma);
     Black, Rogaway: Ciphers with arbitrary finite domains, CT-RSA 2002, sections 3 (cycle walking) and 5 (Feistel on
@@ -27,7 +27,7 @@ _32 = np.uint64(32)
 
 
 def mix(values: UInt64s) -> UInt64s:
-    """Returns the values, scrambled in place by a bijection of 64 bits under which near inputs look unrelated."""
+    """Scrambles the values in place and returns them: a bijection of 64 bits that makes near inputs look unrelated."""
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         values ^= values >> np.uint64(shift)
         values *= factor
@@ -35,17 +35,22 @@ def mix(values: UInt64s) -> UInt64s:
     return values
 
 
+def splitmix64(values: UInt64s) -> UInt64s:
+    """Returns well-mixed 64-bit values, a bijection of the given ones, which stay as they are."""
+    return mix(values + GOLDEN_GAMMA)
+
+
 def derive_key(*parts: int) -> int:
     """Returns the 64-bit key of a sequence of whole numbers, e.g. (seed, purpose, epoch)."""
     key = np.zeros(1, np.uint64)
     for part in parts:
-        key = mix((key ^ np.uint64(part % 2**64)) + GOLDEN_GAMMA)
+        key = splitmix64(key ^ np.uint64(part % 2**64))
     return int(key[0])
 
 
 def derive_keys(keys: UInt64s | int, parts: npt.NDArray[Any]) -> UInt64s:
-    """Returns the key of (key, part), element by element: streams of their own for users or positions."""
-    # A factor that is not the gamma, since `random_bits` steps by the gamma: streams of neighbours must not overlap.
+    """Returns the key of (key, part), element by element: independent streams for users or positions."""
+    # Not the gamma as factor: `random_bits` steps by the gamma, and the streams of neighbours must not overlap.
     return mix((parts.astype(np.uint64) * _MIX_2) ^ (np.asarray(keys, np.uint64) + GOLDEN_GAMMA))
 
 
@@ -55,9 +60,9 @@ def random_bits(keys: UInt64s, counters: npt.NDArray[Any]) -> UInt64s:
 
 
 def scale_to(bits: UInt64s, bound: int) -> UInt64s:
-    """Returns random bits, scaled in place to whole numbers in [0, bound), bound < 2^31.
+    """Scales random bits in place to whole numbers in [0, bound), bound < 2^31, and returns them.
 
-    Probabilities of two numbers differ by at most bound^2 / 2^63 of themselves (10 M items: .00001).
+    The probabilities of two numbers differ relatively by at most bound^2 / 2^63 (10 M items: 0.00001).
     """
     assert 0 < bound < 2**31
     width = np.uint64(bound.bit_length())
@@ -79,15 +84,15 @@ def scale_to_each(bits: UInt64s, bounds: UInt64s) -> UInt64s:
 
 @dataclass(frozen=True)
 class Permutation:
-    """A shuffle of [0, size), size <= 2^32, evaluated at any places; different keys give unrelated shuffles."""
+    """A shuffle of [0, size), size <= 2^32, evaluated at any positions; different keys give unrelated shuffles."""
 
     size: int
     key: int
 
-    def __call__(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Returns what stands at the given places of the shuffled sequence, int64, same shape."""
-        values = self._encipher(places)
-        # The two halves hold less than one row more than `size`, so a walk seldom takes a second step.
+    def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns the values at the given positions of the shuffled sequence, int64, same shape."""
+        values = self._encipher(positions)
+        # left_size x right_size exceeds `size` by less than one row, so a walk rarely needs a second step.
         while len(outside := np.flatnonzero(values >= self.size)):
             values[outside] = self._encipher(values[outside])
         return values

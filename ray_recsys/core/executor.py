@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -84,3 +85,13 @@ class SerialExecutor:
     def share(self, value: Value) -> Shared[Value]:
         """Returns a handle on the value itself."""
         return _Held(value)
+
+
+def map_in_order(executor: Executor, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> list[Result]:
+    """Returns `task(number)` for every number below `num_tasks`, in order of the numbers; see `Executor.map`."""
+    results = dict(executor.map(partial(_with_number, task), num_tasks, stage=stage))
+    return [results[number] for number in range(num_tasks)]
+
+
+def _with_number(task: Callable[[int], Result], number: int) -> tuple[int, Result]:
+    return number, task(number)

@@ -2,20 +2,20 @@
 
     manifest.json            counts, drops, partitions, split, recipe; size and sha256 of every file
     items.parquet            item_idx, item_id, count (training interactions), title?, category?; row = item_idx
-    users/part-00000.parquet one row a user (see `histories`); user indices of a partition are consecutive
+    users/part-00000.parquet one row per user (see `histories`); the user indices of a partition are consecutive
     drops/<reason>.jsonl     up to 100 examples of the rows dropped for a reason
 
-Items are sorted by descending count, ties by id, so that index 0 is the most popular. This module does not know how a
-prepared set is computed.
+Items are sorted by descending count, ties by id, so that index 0 is the most popular item.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -26,12 +26,13 @@ from ray_recsys.core.artifact import FileDigest, digest_file, parse_manifest, re
 from ray_recsys.core.histories import Histories, to_table
 
 KIND = "prepared"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: the recipe in the manifest has its cluster keys in [cluster] and its loss weights in [model]."""
 ITEMS = "items.parquet"
 
 
 class PartitionInfo(BaseModel):
-    """A partition's file and what is in it."""
+    """A partition's file and the counts of its content."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,14 +45,14 @@ class PartitionInfo(BaseModel):
 
 
 class PreparedManifest(BaseModel):
-    """What a prepared set says of itself; rows_in == rows_kept + sum(rows_dropped.values())."""
+    """Content of a prepared set's manifest; rows_in == rows_kept + sum(rows_dropped.values())."""
 
     model_config = ConfigDict(frozen=True)
 
     created_at: str
     rows_in: int
     rows_kept: int
-    """Rows that became training, validation or test interactions."""
+    """Rows of the log that became training, validation or test interactions."""
     rows_dropped: dict[str, int]
     num_users: int
     num_items: int
@@ -59,27 +60,29 @@ class PreparedManifest(BaseModel):
     num_validation: int
     num_test: int
     split: dict[str, Any]
-    """Method, cut-offs, what was fitted on what, and counts of what the split left unscored."""
+    """Method, cut-offs, what was fitted on which interactions, and how many users and items have nothing held out."""
     input_fingerprint: str
-    """Digest of the input's files and the recipe parts that prepare reads: equal means a rerun is not needed."""
+    """Digest of the input files and of the recipe sections that prepare reads: if equal, no rerun is needed."""
     recipe: Recipe
     partitions: tuple[PartitionInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSet:
-    """A prepared set that was opened and whose manifest holds."""
+    """An opened prepared set whose manifest has been checked."""
 
     path: Path
     manifest: PreparedManifest
     files: Mapping[str, Mapping[str, Any]]
+    includes_held_out: bool = False
+    """Whether held-out interactions count as training; see `with_held_out`."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a prepared set: checks manifest, presence and sizes; `verify` checks the content.
+        """Opens a prepared set after checking its manifest and its files' sizes; `verify` checks their content.
 
         Raises:
-            ArtifactError: No prepared set, another schema version, or damaged.
+            ArtifactError: Not a prepared set, of another schema version, or damaged.
         """
         path = path.absolute()
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
@@ -87,7 +90,7 @@ class PreparedSet:
         return cls(path, parse_manifest(PreparedManifest, manifest, path), files)
 
     def verify(self, name: str | None = None) -> None:
-        """Checks the content of one file, or of all, against the manifest; a file a core at a time.
+        """Checks the content of one file, or of all files in parallel, against the manifest.
 
         Raises:
             IntegrityError: A file was changed.
@@ -97,16 +100,37 @@ class PreparedSet:
             for _ in threads.map(lambda file: verify_file(self.path, file, self.files[file]), files):
                 pass
 
+    def with_held_out(self) -> Self:
+        """Returns the same set with every interaction in the training and nothing held out, for a refit."""
+        partitions = tuple(
+            info.model_copy(
+                update={
+                    "num_training": info.num_training + info.num_validation + info.num_test,
+                    "num_validation": 0,
+                    "num_test": 0,
+                }
+            )
+            for info in self.manifest.partitions
+        )
+        total = self.manifest.num_training + self.manifest.num_validation + self.manifest.num_test
+        counts = {"num_training": total, "num_validation": 0, "num_test": 0, "partitions": partitions}
+        return replace(self, manifest=self.manifest.model_copy(update=counts), includes_held_out=True)
+
     def partition_path(self, partition: int) -> Path:
         """Returns the absolute path of a partition's file."""
         return self.path / self.manifest.partitions[partition].file
 
     def read_partition(self, partition: int) -> Histories:
         """Returns the histories of a partition."""
-        return Histories.from_table(pq.read_table(self.partition_path(partition)))
+        histories = Histories.from_table(pq.read_table(self.partition_path(partition)))
+        return histories.with_held_out() if self.includes_held_out else histories
 
     def read_columns(self, partition: int, columns: Sequence[str]) -> pa.Table:
-        """Returns those of the given columns that a partition has."""
+        """Returns the given columns of a partition, without those that it lacks."""
+        if self.includes_held_out:
+            histories = self.read_partition(partition)
+            table = to_table(histories, pa.nulls(histories.training.num_users))
+            return table.select([column for column in columns if column in table.column_names])
         file = pq.ParquetFile(self.partition_path(partition))
         present = set(file.schema_arrow.names)
         return file.read(columns=[column for column in columns if column in present])
@@ -120,7 +144,12 @@ class PreparedSet:
         return pq.read_table(self.path / ITEMS)
 
     def item_counts(self) -> Int64s:
-        """Returns the training interactions of each item, int64[I], descending."""
+        """Returns each item's number of training interactions, int64[I]; descending, unless held-out ones count."""
+        if self.includes_held_out:
+            total = np.zeros(self.manifest.num_items, np.int64)
+            for partition in range(len(self.manifest.partitions)):
+                total += np.bincount(self.read_partition(partition).training.item_idx, minlength=len(total))
+            return total
         counts: Int64s = pq.read_table(self.path / ITEMS, columns=["count"])["count"].to_numpy()
         return counts
 
@@ -128,14 +157,14 @@ class PreparedSet:
 def write_partition(
     directory: Path, partition: int, histories: Histories, user_ids: pa.Array
 ) -> tuple[PartitionInfo, FileDigest]:
-    """Writes a partition's file into a prepared set that is being made; returns what the manifest says of it."""
+    """Writes a partition's file into an unfinished prepared set; returns its manifest entry and digest."""
     name = f"users/part-{partition:05d}.parquet"
     path = directory / name
     path.parent.mkdir(exist_ok=True)
     table = to_table(histories, user_ids)
-    # Times rise inside a user: differences are smaller than a dictionary, and take half the time to write and to read.
-    rising = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
-    encodings = dict.fromkeys(rising, "DELTA_BINARY_PACKED")
+    # Times ascend within a user: deltas are smaller than a dictionary, and twice as fast to write and to read.
+    ascending = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
+    encodings = dict.fromkeys(ascending, "DELTA_BINARY_PACKED")
     pq.write_table(
         table, path, compression="zstd", compression_level=1, use_dictionary=False, column_encoding=encodings
     )
@@ -151,6 +180,6 @@ def write_partition(
 
 
 def write_prepared_manifest(directory: Path, manifest: PreparedManifest, digests: Mapping[str, FileDigest]) -> None:
-    """Completes a prepared set that is being made; `digests` are those known already, by relative path."""
+    """Writes the manifest of an unfinished prepared set; `digests` are those known already, by relative path."""
     body = manifest.model_dump(mode="json")
     write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, digests=digests)

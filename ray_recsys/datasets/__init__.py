@@ -1,1 +1,1 @@
-"""Loaders for public sets, and the synthetic generator."""
+"""The demo's data and synthetic logs."""

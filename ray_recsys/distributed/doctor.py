@@ -1,7 +1,7 @@
-"""What would fail on this machine, or on the cluster it joins, before it fails.
+"""Checks of this machine and of the cluster it joins: finds what would fail before it fails.
 
-Each check stands alone: one that cannot be made fails by itself and never hides the others. The doctor changes
-nothing; it starts a local Ray only if no address is given, and ends it.
+Each check is independent: one that cannot be made fails by itself and hides no other. Nothing is changed; without an
+address a local Ray is started and ended.
 """
 
 import os
@@ -17,22 +17,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe, ServeRecipe
 from ray_recsys.distributed.cluster import connect, resolve_address
-from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.errors import ClusterError, RecsysError
 from ray_recsys.progress import Event, Reporter, silent
 
 GIB = 2**30
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - read, never written
 _PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
-_NODES_COME = "none where nodes start on demand, as cluster.wait_for_nodes says"
+_SCALES_UP = "none: nodes start on demand, as cluster.wait_for_nodes says"
 
 Status = Literal["ok", "warn", "fail"]
 
 
 class Check(BaseModel):
-    """One thing that was looked at; a status other than ok comes with a remedy."""
+    """Result of one check; every status but ok has a remedy."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,7 +43,7 @@ class Check(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """All checks, in the order in which they were made."""
+    """All checks, in the order in which they ran."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,34 +51,30 @@ class Diagnosis(BaseModel):
 
 
 def examine(recipe: Recipe, address: str | None = None, *, report: Reporter = silent) -> Diagnosis:
-    """Returns what was found on this machine and, at `address`, on its cluster."""
-    report("looking at this machine")
-    checks = [_make(name, look) for name, look in _looks(recipe).items()]
-    report("looking at Ray")
+    """Returns the checks of this machine and of the cluster at `address`."""
+    report("checking this machine")
+    checks = [_run(name, check) for name, check in _machine_checks(recipe).items()]
+    report("checking Ray")
     checks += _check_cluster(recipe, address)
     return Diagnosis(checks=tuple(checks))
 
 
-def _make(name: str, look: Callable[[], Check]) -> Check:
-    """Returns what a look finds; one that fails has found that."""
+def _run(name: str, check: Callable[[], Check]) -> Check:
+    """Runs a check; one that raises has failed."""
     try:
-        return look()
-    except Exception as error:  # noqa: BLE001  (whatever it is, the other checks are made)
+        return check()
+    except Exception as error:  # noqa: BLE001 - the other checks still run
         return _failed(name, error)
 
 
 def _failed(name: str, error: Exception) -> Check:
-    detail = str(error) if isinstance(error, RecsysError) else f"{type(error).__name__}: {error}"
-    return Check(name=name, status="fail", detail=detail, remedy="see the message")
+    if isinstance(error, RecsysError):
+        return Check(name=name, status="fail", detail=error.message, remedy=error.remedy or "see the message")
+    return Check(name=name, status="fail", detail=f"{type(error).__name__}: {error}", remedy="see the message")
 
 
-def _refused(name: str, error: ClusterError) -> Check:
-    detail, _, remedy = str(error).partition("; ")
-    return Check(name=name, status="fail", detail=detail, remedy=remedy)
-
-
-def _looks(recipe: Recipe) -> dict[str, Callable[[], Check]]:
-    """Returns the looks at this machine, by the names of the checks that come of them."""
+def _machine_checks(recipe: Recipe) -> dict[str, Callable[[], Check]]:
+    """Returns the checks of this machine by name."""
     return {
         "python": lambda: Check(name="python", status="ok", detail=platform.python_version()),
         **{package: partial(_check_package, package) for package in _PACKAGES},
@@ -88,7 +84,7 @@ def _looks(recipe: Recipe) -> dict[str, Callable[[], Check]]:
         "disk for Ray": lambda: _check_disk("disk for Ray", os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()),
         "disk here": lambda: _check_disk("disk here", Path.cwd()),
         "open files": _check_open_files,
-        "port": partial(_check_port, recipe),
+        "port": partial(_check_port, recipe.serve),
         "auth": _check_auth,
     }
 
@@ -107,10 +103,10 @@ def _check_memory() -> Check:
 
 
 def _check_shared_memory() -> Check:
-    # Ray's object store takes 30 % of memory there, and falls back to slow files on disk where it cannot.
-    there = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
+    # Ray's object store takes 30 % of memory there, and falls back to slow files on disk if there is less.
+    found = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
     wanted = int(0.3 * _total_memory_bytes())
-    return _at_least(str(_SHARED_MEMORY), there, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
+    return _at_least(str(_SHARED_MEMORY), found, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
 
 
 def _check_disk(name: str, path: str | Path) -> Check:
@@ -140,12 +136,12 @@ def _check_threads() -> Check:
     return Check(name="cores", status="ok", detail=detail)
 
 
-def _check_port(recipe: Recipe) -> Check:
-    name = f"port {recipe.serve.port}"
+def _check_port(serve: ServeRecipe) -> Check:
+    name = f"port {serve.port}"
     try:
-        usable_port(recipe.serve.host, recipe.serve.port)
+        usable_port(serve.host, serve.port)
     except ClusterError as error:
-        return _refused(name, error)
+        return _failed(name, error)
     return Check(name=name, status="ok", detail="free (serve.port)")
 
 
@@ -156,33 +152,34 @@ def _check_auth() -> Check:
     detail = f"mode {mode or 'unset'}, {'a' if has_token else 'no'} token"
     if mode == "token" and not has_token:
         return Check(name="auth", status="fail", detail=detail, remedy="ray get-auth-token --generate")
-    if mode == "disabled":
-        return Check(
-            name="auth",
-            status="warn",
-            detail=f"{detail}: whoever reaches the dashboard's port can run code",
-            remedy="export RAY_AUTH_MODE=token",
-        )
+    if mode == "disabled" or (not mode and not has_token):
+        # Unset, `ray start` requires a token if there is one; only a local cluster creates it.
+        ports = "the dashboard's port"
+        if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") != "0":
+            ports += " or the replicas' gRPC ports (RAY_SERVE_THROUGHPUT_OPTIMIZED)"
+        detail += f": on a cluster of `ray start`, anyone who reaches {ports} can run code"
+        remedy = "export RAY_AUTH_MODE=token" + ("" if has_token else "; ray get-auth-token --generate")
+        return Check(name="auth", status="warn", detail=detail, remedy=remedy)
     return Check(name="auth", status="ok", detail=detail)
 
 
 def _check_cluster(recipe: Recipe, address: str | None) -> Iterator[Check]:
     try:
         with connect(address):
-            yield _make("ray", partial(_check_nodes, resolve_address(address)))
-            yield _make("a task", _check_task)
-            yield _make("trainers", partial(_check_trainers, recipe))
-            yield _make("replicas", partial(_check_replicas, recipe))
-    except Exception as error:  # noqa: BLE001  (the checks of this machine are shown whatever Ray does)
+            yield _run("ray", partial(_check_nodes, resolve_address(address)))
+            yield _run("a task", _check_task)
+            yield _run("trainers", partial(_check_trainers, recipe.cluster))
+            yield _run("replicas", partial(_check_replicas, recipe))
+    except Exception as error:  # noqa: BLE001 - the checks of this machine are shown whatever Ray does
         yield _failed("ray", error)
 
 
-def _check_nodes(where: str) -> Check:
+def _check_nodes(address: str) -> Check:
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     have = ray.cluster_resources()
-    detail = f"{where}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    detail = f"{address}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
     return Check(name="ray", status="ok", detail=detail)
 
 
@@ -204,17 +201,16 @@ def _check_task() -> Check:
     return Check(name="a task", status="ok", detail=f"ran with ray_recsys {found}")
 
 
-def _check_trainers(recipe: Recipe) -> Check:
-    from ray_recsys.distributed.feed_resources import check_resources
+def _check_trainers(cluster: ClusterRecipe) -> Check:
+    from ray_recsys.distributed.resources import require_workers
 
     missing: list[Event] = []
     try:
-        feed = check_resources(recipe.cluster, report=missing.append)
+        feed = require_workers(cluster, report=missing.append)
     except ClusterError as error:
-        return _refused("trainers", error)
+        return _failed("trainers", error)
     if missing:
-        return Check(name="trainers", status="warn", detail=missing[0], remedy=_NODES_COME)
-    cluster = recipe.cluster
+        return Check(name="trainers", status="warn", detail=str(missing[0]), remedy=_SCALES_UP)
     detail = (
         f"{cluster.num_workers} train workers of {cluster.cpus_per_worker:g} CPUs fit, each fed by "
         f"{feed.num_tasks} tasks of {feed.task_cpus:g}"
@@ -225,15 +221,15 @@ def _check_trainers(recipe: Recipe) -> Check:
 def _check_replicas(recipe: Recipe) -> Check:
     import ray
 
-    serve, there = recipe.serve, ray.cluster_resources().get("CPU", 0)
+    serve, available = recipe.serve, ray.cluster_resources().get("CPU", 0)
     replicas = serve.ingress_replicas + (0 if serve.fused else serve.recall_replicas + serve.rerank_replicas)
     needed = replicas * serve.cpus_per_replica
     detail = f"{replicas} Serve replicas need {needed:g} CPUs"
-    if needed <= there:
+    if needed <= available:
         return Check(name="replicas", status="ok", detail=detail)
-    detail += f"; there are {there:g}"
+    detail += f", the cluster has {available:g}"
     if recipe.cluster.wait_for_nodes:
-        return Check(name="replicas", status="warn", detail=detail, remedy=_NODES_COME)
+        return Check(name="replicas", status="warn", detail=detail, remedy=_SCALES_UP)
     remedy = "lower serve.cpus_per_replica or the numbers of replicas"
     return Check(name="replicas", status="fail", detail=detail, remedy=remedy)
 
@@ -249,7 +245,7 @@ def _gib(size_bytes: int) -> str:
 
 
 def _total_memory_bytes() -> int:
-    """Returns the memory that this process may use: the machine's, or its container's limit if lower."""
+    """Returns the memory that this process may use: the machine's, or the container's limit if that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

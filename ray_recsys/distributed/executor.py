@@ -1,8 +1,8 @@
-"""Tasks on the cluster: one Ray Data task per number; results come back as they finish.
+"""Tasks on the cluster: one Ray Data task per number; results are yielded as tasks finish.
 
-Ray Data retries a task whose node was lost as often as needed, so a task must be a pure function of its number. An
-error of the package's own tree is not retried: it reaches the caller as it was raised, and an error of the machine (a
-full disk, say) as a StageError.
+Ray Data retries a task whose node was lost as often as necessary, so a task must be a pure function of its number. An
+error of the package is not retried: the caller receives it as it was raised. A machine's error (a full disk, say)
+becomes a StageError.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import ray.data
 
 from ray_recsys.config import ClusterRecipe
 from ray_recsys.core.executor import Shared
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -68,13 +68,13 @@ def _result_of(reference: Any) -> Any:
 
 
 def _describe(error: Exception) -> str:
-    """Returns the error with its file; Arrow's out of memory has no text of its own."""
+    """Returns the error's text, which names its file; Arrow's out-of-memory error has none."""
     return str(error) or type(error).__name__
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno 28" in str(error)):
-        return "free space there, or choose a place with more, and retry"
+        return "free space there, or choose a directory with more, and retry"
     if isinstance(error, MemoryError):
         return "give the tasks more memory: fewer CPUs a node, or more and smaller partitions"
     return "fix the cause and retry; nothing was left behind"
@@ -82,9 +82,9 @@ def _remedy(error: Exception) -> str:
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Lets this process use the memory of large arrays again instead of giving it back: a tenth of prepare's time.
+    """Makes this process reuse the memory of freed arrays instead of returning it: a tenth of prepare's time.
 
-    Source: mallopt(3) of glibc; M_TRIM_THRESHOLD is -1, M_MMAP_MAX -4. Other C libraries have no such function.
+    Source: mallopt(3) of glibc; M_TRIM_THRESHOLD is -1, M_MMAP_MAX is -4. Other C libraries have no such function.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -105,9 +105,9 @@ class RayExecutor:
     """Runs tasks on the Ray cluster that this process is connected to.
 
     Args:
-        command: Names the command in errors.
-        cluster: Whether missing CPUs are waited for.
-        report: Told of nodes that are waited for.
+        command: Named in errors.
+        cluster: Whether to wait for nodes that start on demand.
+        report: Receives what is missing if the tasks wait.
     """
 
     def __init__(self, command: str, cluster: ClusterRecipe, *, report: Reporter = silent) -> None:
@@ -123,16 +123,16 @@ class RayExecutor:
 
         Raises:
             ClusterError: No CPU is free.
-            RecsysError: The first that a task raised; StageError: a disk, a file system or memory failed it.
+            RecsysError: The first that a task raised; a StageError if a disk, a file system or memory failed.
         """
         if num_tasks == 0:
             return
-        require_cpu(self._command, wait_for_nodes=self._cluster.wait_for_nodes, report=self._report)
+        require_cpu(self._command, self._cluster, report=self._report)
         numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
         results = numbers.map_batches(
             _Numbered(task, stage).__call__, batch_size=None, batch_format="numpy", num_cpus=1
         )
-        # Results are small: without Ray Data's budgets a free CPU gets its next task at once, not at the next poll.
+        # Results are small. Without Ray Data's memory budgets, a free CPU gets its next task at once, not at a poll.
         results.context.op_resource_reservation_enabled = False
         results.context.execution_no_progress_timeout_s = -1
         for row in results.iter_rows():
@@ -148,7 +148,7 @@ class RayExecutor:
             ClusterError: No CPU is free.
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
-        require_cpu(self._command, wait_for_nodes=self._cluster.wait_for_nodes, report=self._report)
+        require_cpu(self._command, self._cluster, report=self._report)
         call = ray.remote(_Guarded(function, stage).__call__)
         waiting: deque[Any] = deque()
         for item in items:
@@ -161,8 +161,3 @@ class RayExecutor:
     def share(self, value: Value) -> Shared[Value]:
         """Returns a handle on a value in Ray's object store."""
         return _InObjectStore(ray.put(value))
-
-
-def run_tasks(task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
-    """Yields `task(number)` for every number below `num_tasks`. Goes when its last caller takes an executor."""
-    return RayExecutor("the stage", ClusterRecipe()).map(task, num_tasks, stage=stage)

@@ -1,160 +1,85 @@
-"""The epoch stream over Ray: Ray Data streams each train worker's partitions to it, as histories or as drawn samples.
+"""The epoch stream of a Ray Train worker: Ray Data tasks stream its partitions to it.
 
-    worker  a Ray Data task reads a partition; the worker draws. What fits into one window is read only once.
-    task    a Ray Data task reads a partition and draws for all its positives; the worker only shuffles.
+    worker  a task reads a partition, and the worker draws negatives; what fits into one window is read only once
+    task    a task reads a partition and draws negatives for all its positives; the worker only shuffles
 
-Train's own split is not used: it drops rows to make shards equal and cuts blocks anywhere. This module does not know
-how negatives, orders and batches are made.
+Each worker streams the pieces of its own plan. Train's `datasets` are not used: they drop rows to make shards equal,
+and cut blocks anywhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import ray.train
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
-from ray_recsys.core.sampling.histories_source import HistoriesSource
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
-from ray_recsys.core.sampling.samples_table import samples_from_table, samples_to_table
-from ray_recsys.distributed.feed_resources import FeedResources, check_resources
-from ray_recsys.progress import Reporter, silent
-
-_DATASET = "train"
+from ray_recsys.core.sampling.window_readers import HistoryReader, samples_from_table, samples_to_table
+from ray_recsys.distributed.resources import FeedResources
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """What a trainer is given."""
-
-    datasets: dict[str, ray.data.Dataset]
-    data_config: ray.train.DataConfig
-    resources: FeedResources
-
-
-def make_feed(prepared: PreparedSet, recipe: Recipe, *, report: Reporter = silent) -> Feed:
-    """Returns the feed of a training run, on the driver; `report` hears of nodes that are waited for.
-
-    Raises:
-        ClusterError: The cluster cannot hold the trainers and feed them.
-    """
-    resources = check_resources(recipe.cluster, report=report)
-    rows = [{"partition": p, "num_users": info.num_users} for p, info in enumerate(prepared.manifest.partitions)]
-    listing = ray.data.from_items(rows, override_num_blocks=1)
-    return Feed({_DATASET: listing}, PartitionConfig(prepared.path, resources), resources)
-
-
-class PartitionConfig(ray.train.DataConfig):
-    """Gives each train worker a stream over the listed partitions, in which it asks for its own."""
-
-    def __init__(self, path: Path, resources: FeedResources) -> None:
-        super().__init__()
-        self._path = path
-        self._resources = resources
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],
-        world_size: int,
-        worker_handles: Any = None,  # noqa: ARG002 - Train's signature
-        worker_node_ids: Any = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
-        """Returns a `PartitionStream` for each worker; Train hands on whatever it is given."""
-        streams = {}
-        for name, listing in datasets.items():
-            num_users = {row["partition"]: row["num_users"] for row in listing.take_all()}
-            streams[name] = PartitionStream(self._path, num_users, self._resources)
-        return [dict(streams) for _ in range(world_size)]
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionStream:
-    """Runs a function of pieces in Ray Data tasks, and yields what it makes of each, in order."""
-
-    path: Path
-    num_users: dict[int, int]
-    """Rows of each partition."""
-    resources: FeedResources
-
-    def tables(
-        self, pieces: Sequence[Piece], make: Callable[[Piece], pa.Table], sizes: list[int]
-    ) -> Iterator[pa.Table]:
-        """Yields `make(piece)`, a table of the given size, for each piece; a few are made ahead."""
-        rows = [{"partition": p.partition, "begin": p.begin, "end": p.end} for p in pieces]
-        tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            partial(_make_piece, make=make),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=self.resources.task_cpus,
-            compute=ray.data.TaskPoolStrategy(size=self.resources.num_tasks),
-        )
-        tasks.context.execution_options.preserve_order = True
-        tasks.context.execution_no_progress_timeout_s = -1  # the trainer may take a window's time to read on
-        blocks = tasks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        return _regroup(iter(blocks), sizes)
-
-
-def worker_feed(prepared: PreparedSet, recipe: Recipe, *, rank: int, world_size: int) -> EpochStream:
-    """Returns the epochs of a train worker; called by every worker, inside Ray Train."""
-    stream = ray.train.get_dataset_shard(_DATASET)
-    assert isinstance(stream, PartitionStream)
-    return stream_epochs(prepared, recipe, stream, rank=rank, world_size=world_size)
-
-
-def stream_epochs(
-    prepared: PreparedSet, recipe: Recipe, stream: PartitionStream, *, rank: int, world_size: int
+def worker_feed(
+    prepared: PreparedSet, recipe: Recipe, resources: FeedResources, *, rank: int, world_size: int
 ) -> EpochStream:
-    """Returns the epochs of worker `rank`, streamed through Ray Data in the stream's placement."""
+    """Returns the epochs of worker `rank`, streamed through Ray Data.
+
+    Args:
+        prepared: The set, on storage that all nodes see.
+        recipe: Feed, objective, batch size and seed.
+        resources: From `require_workers`, called once by the driver.
+        rank: Of this worker.
+        world_size: Number of workers.
+    """
     num_training = [info.num_training for info in prepared.manifest.partitions]
     plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
-    if stream.resources.placement == "task":
-        return EpochStream(plan, _TaskSource(prepared, recipe, stream, sampler), recipe)
-    return EpochStream(plan, HistoriesSource(plan, sampler, recipe, partial(_read, prepared, recipe, stream)), recipe)
+    if resources.placement == "task":
+        return EpochStream(plan, _SampleReader(prepared, recipe, resources, sampler), recipe)
+    read = partial(_read_partitions, prepared, needed_columns(recipe), resources)
+    return EpochStream(plan, HistoryReader(plan, sampler, recipe, read), recipe)
 
 
-def _read(
-    prepared: PreparedSet, recipe: Recipe, stream: PartitionStream, pieces: Sequence[Piece]
+def _read_partitions(
+    prepared: PreparedSet, columns: list[str], resources: FeedResources, pieces: Sequence[Piece]
 ) -> Iterator[pa.Table]:
-    columns = needed_columns(recipe)
-    sizes = [stream.num_users[piece.partition] for piece in pieces]
-    return stream.tables(pieces, lambda piece: prepared.read_columns(piece.partition, columns), sizes)
+    partitions = prepared.manifest.partitions
+    sizes = [partitions[piece.partition].num_users for piece in pieces]
+    return _run_tasks(lambda piece: prepared.read_columns(piece.partition, columns), pieces, sizes, resources)
 
 
-class _TaskSource:
-    """Windows of samples that Ray Data tasks drew."""
+class _SampleReader:
+    """Window reader of samples drawn in Ray Data tasks."""
 
     def __init__(
-        self, prepared: PreparedSet, recipe: Recipe, stream: PartitionStream, sampler: NegativeSampler
+        self, prepared: PreparedSet, recipe: Recipe, resources: FeedResources, sampler: NegativeSampler
     ) -> None:
         self._prepared = prepared
         self._recipe = recipe
-        self._stream = stream
+        self._resources = resources
         self._sampler = ray.put(sampler)
 
     def __call__(self, epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
+        """Yields the samples of each window."""
         pieces = [piece for window in windows for piece in window.pieces]
-        draw = _Drawer(self._prepared, self._recipe, epoch, self._sampler)
-        tables = self._stream.tables(pieces, draw, [piece.size for piece in pieces])
+        draw = _Draw(self._prepared, self._recipe, epoch, self._sampler)
+        tables = _run_tasks(draw, pieces, [piece.size for piece in pieces], self._resources)
         for window in windows:
             parts = [samples_from_table(table) for _, table in zip(window.pieces, tables, strict=False)]
             yield Samples.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawer:
-    """Draws for all positives of a piece, in the order of its histories."""
+class _Draw:
+    """Draws samples for all positives of a piece, in the order of its histories."""
 
     prepared: PreparedSet
     recipe: Recipe
@@ -168,13 +93,33 @@ class _Drawer:
         return samples_to_table(samples)
 
 
-def _make_piece(block: pa.Table, make: Callable[[Piece], pa.Table]) -> pa.Table:
+def _run_tasks(
+    make: Callable[[Piece], pa.Table], pieces: Sequence[Piece], sizes: list[int], resources: FeedResources
+) -> Iterator[pa.Table]:
+    """Yields `make(piece)`, a table with the given number of rows, for each piece in order; a few are made ahead."""
+    if not pieces:
+        return iter(())
+    rows = [{"partition": p.partition, "begin": p.begin, "end": p.end} for p in pieces]
+    tables = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        partial(_make_table, make=make),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=resources.task_cpus,
+        compute=ray.data.TaskPoolStrategy(size=resources.num_tasks),
+    )
+    tables.context.execution_options.preserve_order = True
+    tables.context.execution_no_progress_timeout_s = -1  # training on a window may take any time
+    blocks = tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    return _regroup(iter(blocks), sizes)
+
+
+def _make_table(block: pa.Table, make: Callable[[Piece], pa.Table]) -> pa.Table:
     (row,) = block.to_pylist()
     return make(Piece(**row))
 
 
 def _regroup(blocks: Iterator[Any], sizes: list[int]) -> Iterator[pa.Table]:
-    """Yields tables of the given sizes, in order, from blocks that Ray Data may have cut anywhere."""
+    """Yields tables of the given numbers of rows, in order, from blocks that Ray Data may have cut anywhere."""
     held: list[pa.Table] = []
     for size in sizes:
         while sum(len(table) for table in held) < size:

@@ -7,13 +7,12 @@ a lost driver `resume` continues. What a worker does is in `train_worker`.
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
@@ -32,10 +31,13 @@ from ray_recsys.core.training.run import (
     start_of,
     start_run,
 )
+from ray_recsys.core.training.trainer import Progress
 from ray_recsys.core.workflows.fit import fit
-from ray_recsys.distributed.feed import Feed, make_feed
+from ray_recsys.core.workflows.trained_model import TrainedModel
+from ray_recsys.distributed.progress_channel import progress_channel
+from ray_recsys.distributed.ray_errors import root_cause
+from ray_recsys.distributed.resources import require_workers
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
-from ray_recsys.distributed.training_progress import watching
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
 
@@ -64,54 +66,110 @@ def train(
     return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
 
 
-def train_by_gradient(
-    prepared: PreparedSet, output: Path, recipe: Recipe, *, resume: bool, report: Reporter
+def refit(
+    finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter = silent
 ) -> TrainResult:
-    """Trains until early stopping or the last epoch; see `train`."""
+    """Trains a finished run's model again on everything, held-out interactions included, into a new run.
+
+    Args:
+        finished: The run whose recipe and number of epochs are used.
+        data: The prepared set that it was trained on.
+        output: The run to write.
+        cluster: Workers of the new run.
+        executor: For models that are fitted without epochs.
+        report: Gets an event per epoch.
+
+    Raises:
+        ArtifactError: `output` exists, or run or data cannot be used or do not belong together.
+        ClusterError: The cluster has too few CPUs or GPUs.
+        StageError: Training failed or diverged.
+    """
+    prepared, run = PreparedSet.open(data), Run.open(finished)
+    TrainedModel.open(finished).check_fits(prepared)
+    trained = run.manifest.recipe
+    recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
+    if MODELS[recipe.model.name].fit is not None:
+        return fit(prepared, output, recipe, executor, report=report)
+    chosen = read_progress(run.path / LAST)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=False, report=report, chosen=chosen)
+
+
+def train_by_gradient(
+    prepared: PreparedSet,
+    output: Path,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    report: Reporter,
+    chosen: Progress | None = None,
+) -> TrainResult:
+    """Trains until early stopping or the last epoch; see `train`.
+
+    Args:
+        prepared: The prepared set.
+        output: The run to write, an absolute path.
+        recipe: Model, feed, train, cluster and seed.
+        resume: Resume the unfinished run at `output`.
+        report: Gets an event per epoch.
+        chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
+    """
     start_s = time.perf_counter()
     start = start_of(prepared, recipe)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
     prepared.verify()
-    feed = make_feed(prepared, recipe, report=report)  # before anything is written: it refuses too small a cluster
+    resources = require_workers(recipe.cluster, report=report)  # before anything is written
     if resume:
         report(f"resuming the run at {output}")
     else:
         start_run(output, start)
-    checkpoint = _fit(feed, WorkerArgs(data=prepared.path, run=output, recipe=recipe), report)
-    manifest = _export(checkpoint, output)
-    best = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "no validation"
-    report(f"{manifest.num_epochs} epochs, best {manifest.best_epoch}: {best}")
+    args = WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources)
+    if chosen is None:
+        checkpoint = _fit(args, report)
+        progress = _read_progress(checkpoint)
+        best = ", ".join(f"{name} {value:.4f}" for name, value in progress.best_metrics.items()) or "no validation"
+        report(f"{progress.num_epochs} epochs, best {progress.best_epoch}: {best}")
+    else:
+        progress = chosen
+    if recipe.train.refit:
+        report(f"refitting on everything for {progress.best_epoch} epochs, held-out interactions included")
+        checkpoint = _fit(args.model_copy(update={"refit_epochs": progress.best_epoch}), report)
+        _read_progress(checkpoint)
+    manifest = _export(checkpoint, progress, output, is_refit=recipe.train.refit)
     return TrainResult.of(output, manifest, start_s)
 
 
-def _fit(feed: Feed, args: WorkerArgs, report: Reporter) -> Path:
+def _read_progress(checkpoint: Path) -> Progress:
+    """Returns the progress of a checkpoint whose every file was checked."""
+    verify_checkpoint(checkpoint)
+    return read_progress(checkpoint)
+
+
+def _fit(args: WorkerArgs, report: Reporter) -> Path:
     """Runs Ray Train to the end; returns the last checkpoint."""
     cluster = args.recipe.cluster
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=args.model_dump(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=str(args.run / RAY_STORAGE),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-        datasets=dict(feed.datasets),
-        dataset_config=feed.data_config,
-    )
     report(f"starting {cluster.num_workers} workers")
-    try:
-        with watching(args.run / CURVES, report):
+    with progress_channel(report) as progress:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"args": args.model_dump(), "progress": progress},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=cluster.num_workers,
+                use_gpu=cluster.use_gpu,
+                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name="train" if args.refit_epochs is None else "refit",
+                storage_path=str(args.run / RAY_STORAGE),
+                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
             result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _explain(error) from error
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error) from error
     outcome = getattr(result, "return_value", None)
     if isinstance(outcome, RecsysError):
         raise outcome
@@ -123,9 +181,7 @@ def _explain(error: ray.train.TrainingFailedError) -> RecsysError:
     """Returns the worker's own error, without Ray's layers around it."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        cause: Any = failure
-        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-            cause = inner
+        cause = root_cause(failure)
         if isinstance(cause, RecsysError):
             return cause
         text = str(cause).strip().splitlines()
@@ -133,17 +189,19 @@ def _explain(error: ray.train.TrainingFailedError) -> RecsysError:
     return StageError(f"training failed: {error}")
 
 
-def _export(checkpoint: Path, output: Path) -> RunManifest:
+def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
-    verify_checkpoint(checkpoint)
-    progress = read_progress(checkpoint)
     for name in (MODEL, LAST):
         shutil.rmtree(output / name, ignore_errors=True)
     shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
     shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
     write_curves(output / CURVES, progress.records)
     manifest = finish_run(
-        output, num_epochs=progress.num_epochs, best_epoch=progress.best_epoch, metrics=progress.best_metrics
+        output,
+        num_epochs=progress.num_epochs,
+        best_epoch=progress.best_epoch,
+        metrics=progress.best_metrics,
+        refit=is_refit,
     )
     shutil.rmtree(output / RAY_STORAGE)
     return manifest

@@ -24,11 +24,11 @@ from ray_recsys.config.space import Choice, Distribution, Uniform
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import DecidingMetric, Trainer, deciding_metric
 from ray_recsys.core.training.validation import Validation
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.distributed.train_worker import set_threads
 from ray_recsys.errors import ArtifactError, DataError, RecipeError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -102,7 +102,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
     if output.exists():
         raise ArtifactError(f"{output} exists already", remedy="choose another directory")
     prepared.verify()
-    require_cpu("tune", wait_for_nodes=recipe.cluster.wait_for_nodes, report=report)
+    require_cpu("tune", recipe.cluster, report=report)
     output.mkdir(parents=True)
     report(f"{recipe.tune.num_trials} trials of {', '.join(space)}, {recipe.tune.max_concurrent_trials} at a time")
     grid = _fit(prepared, output, recipe, space, report)
@@ -156,14 +156,15 @@ def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
         ray_tune.report({**sums.means(), "num_epochs": 0, "best_epoch": 0})
         return
     assert spec.build is not None
-    trainer = Trainer(spec.build(prepared, chosen), chosen.train)
+    feed = local_feed(prepared, chosen)
+    trainer = Trainer(spec.build(prepared, chosen), chosen.train, steps_per_epoch=feed.plan.num_steps)
 
     def tell(*_: object) -> None:
         progress = trainer.progress
         metrics = {trainer.metric.label: math.inf if trainer.metric.is_error else 0.0} | progress.best_metrics
         ray_tune.report({**metrics, "num_epochs": progress.num_epochs, "best_epoch": progress.best_epoch})
 
-    train_epochs(trainer, local_feed(prepared, chosen), validation, chosen.seed, tell)
+    train_epochs(trainer, feed, validation, chosen.seed, tell)
 
 
 def _fit(

@@ -1,18 +1,18 @@
-"""A description as one HTML page with plots inside, which needs no other file and no network.
+"""A description as one self-contained HTML page with plots; it refers to no other file and needs no network.
 
-Needs matplotlib (the extra `report`), imported when a page is written. Does not know how a description is made.
+Needs matplotlib (the extra `report`), which is imported when a page is written.
 """
 
 import html
 import importlib
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from ray_recsys.core.files import atomic_file
 from ray_recsys.core.inspecting.describe import DAY_S, Description, Spread
 from ray_recsys.errors import InputError
 
@@ -42,7 +42,7 @@ td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 
 
 def write_html(description: Description, path: Path) -> None:
-    """Writes the page; an existing file is replaced only when the new one is complete.
+    """Writes the page; an existing file is replaced once the new one is complete.
 
     Raises:
         InputError: Matplotlib is not installed.
@@ -51,14 +51,13 @@ def write_html(description: Description, path: Path) -> None:
         matplotlib = importlib.import_module("matplotlib")
         figures = importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise InputError(f"plots need matplotlib ({error}); run: pip install 'ray-recsys[report]'") from error
+        raise InputError(f"plots need matplotlib ({error})", remedy="run: pip install 'ray-recsys[report]'") from error
     settings = {"svg.fonttype": "none", "svg.hashsalt": "describe", "font.size": 9.5, "axes.titlesize": 9.5}
     with matplotlib.rc_context(settings):
         page = _page(description, lambda draw: _svg(figures.Figure, draw))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(page, encoding="utf8")
-    unfinished.replace(path)
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(page, encoding="utf8")
 
 
 Draw = Callable[[Any], None]
@@ -80,7 +79,7 @@ def _svg(figure_class: Any, draw: Draw) -> str:
 def _page(description: Description, plot: Callable[[Draw], str]) -> str:
     body = [
         "<header><h1>Prepared set</h1>",
-        f'<p class="where">{_text(description.data)} · made {_text(description.created_at)}</p></header>',
+        f'<p class="where">{_text(description.data)} · created {_text(description.created_at)}</p></header>',
         _cards(description),
         '<h2>Shape</h2><div class="grid">',
         *_figures(description, plot),
@@ -121,20 +120,18 @@ def _figures(description: Description, plot: Callable[[Draw], str]) -> Iterable[
     yield _figure(
         "How active users are",
         f"users by their number of interactions; median {description.activity.quantiles['0.5']:,}",
-        plot(lambda axes: _draw_spread(axes, description.activity, "interactions of a user, at least", "users")),
+        plot(lambda axes: _draw_spread(axes, description.activity, "at least this many interactions", "users")),
     )
     yield _figure(
         "How popular items are",
         f"items by their training interactions; median {description.popularity.quantiles['0.5']:,}",
         plot(
-            lambda axes: _draw_spread(
-                axes, description.popularity, "training interactions of an item, at least", "items"
-            )
+            lambda axes: _draw_spread(axes, description.popularity, "at least this many training interactions", "items")
         ),
     )
     yield _figure(
         "How concentrated popularity is",
-        f"share of the interactions that the most popular items have; Gini {description.popularity.gini:.3f}",
+        f"share of the interactions that belong to the most popular items; Gini {description.popularity.gini:.3f}",
         plot(lambda axes: _draw_concentration(axes, description.popularity_curve)),
     )
     time = description.time
@@ -142,13 +139,13 @@ def _figures(description: Description, plot: Callable[[Draw], str]) -> Iterable[
         cuts = {key: value for key, value in description.split.items() if key.endswith("_from_s") and value is not None}
         yield _figure(
             "When interactions took place",
-            "interactions by day, or by stretches of days" + ("; dashed: the cuts of the split" if cuts else ""),
+            "interactions per day, or per group of days" + ("; dashed: cuts of the split" if cuts else ""),
             plot(lambda axes: _draw_days(axes, time.interactions_per_day, list(cuts.values()))),
         )
 
 
 def _draw_spread(axes: Any, spread: Spread, x_label: str, y_label: str) -> None:
-    """How many have at least so many: exact whatever the bins, and straight for a power law."""
+    """Draws how many have at least a given count: exact whatever the bins, and straight for a power law."""
     counts, frequencies = zip(*spread.histogram, strict=True)
     at_least = list(accumulate(reversed(frequencies)))[::-1]
     axes.plot(counts, at_least, "o-", markersize=2.5, linewidth=1, color=_COLOR, alpha=0.8, markeredgewidth=0)

@@ -1,1 +1,1 @@
-"""The HTTP application: recommendations over two stages. It runs under any ASGI server."""
+"""The HTTP application: recommendations in two stages, under any ASGI server."""

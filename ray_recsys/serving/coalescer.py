@@ -1,7 +1,7 @@
-"""Sends queries that wait for the same stage as one call: a hop between processes costs more than a query.
+"""Batches the queries that wait for the stages into one call: a hop between processes costs more than a query.
 
-A query that finds the stage free goes at once, alone; those that come while calls are under way go together with the
-next call. Nothing waits for company. This module does not know what a stage is or where it runs.
+A query that finds a free call slot is sent immediately, alone; queries that arrive while all slots are busy share the
+next call. No query waits for a batch to fill.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ class _Waiting:
 
 
 class Coalescer:
-    """Queries in, one at a time; answers out; calls of up to `max_batch` queries of one version in between.
+    """Takes single queries and calls the stages with up to `max_batch` queries of one version.
 
     Args:
-        stages: Where calls go.
-        max_calls: Calls under way at once.
-        max_waiting: Queries that may wait; more are refused.
-        max_batch: Queries of a call.
+        stages: Both stages.
+        max_calls: Maximum number of concurrent calls.
+        max_waiting: Maximum number of waiting queries; more are refused.
+        max_batch: Maximum number of queries per call.
     """
 
     def __init__(self, stages: Stages, *, max_calls: int, max_waiting: int, max_batch: int = 16) -> None:
@@ -40,7 +40,7 @@ class Coalescer:
         """Returns the answer to one query.
 
         Raises:
-            Problem: Too many queries wait already, or the stage refused.
+            Problem: Too many queries are waiting, or the stages refused.
         """
         if len(self._waiting) >= self._max_waiting:
             raise overloaded()
@@ -68,11 +68,11 @@ class Coalescer:
     async def _call(self, batch: list[_Waiting]) -> None:
         try:
             answers = await self._stages.answer(batch[0].version, [waiting.query for waiting in batch])
-        except Exception as error:  # noqa: BLE001  (handed to every request that waits for this call)
+        except Exception as error:  # noqa: BLE001  (passed on to every request of this call)
             for waiting in batch:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
         for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():  # done: its client has gone
+            if not waiting.answer.done():  # done: the client has disconnected
                 waiting.answer.set_result(answer)

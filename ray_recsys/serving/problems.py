@@ -1,7 +1,4 @@
-"""Problems as RFC 9457 bodies: every refusal names the field, the value and the limit, and none shows a stack trace.
-
-This module does not know which requests are refused.
-"""
+"""Errors as RFC 9457 problem details: each names the field, the value and the limit; none shows a stack trace."""
 
 import json
 import logging
@@ -16,14 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
-_MAX_SHOWN = 200  # characters of a value that is quoted back
+_MAX_SHOWN = 200  # characters of a quoted value
 _LIMITS = ("ge", "gt", "le", "lt", "max_length", "min_length", "expected")
 
 logger = logging.getLogger(__name__)
 
 
-class Problem(Exception):  # noqa: N818  (the word of the RFC)
-    """A refusal on its way to becoming an answer."""
+class Problem(Exception):  # noqa: N818  (the RFC's term)
+    """An error with the response that reports it."""
 
     def __init__(
         self,
@@ -50,66 +47,66 @@ class Problem(Exception):  # noqa: N818  (the word of the RFC)
             self.body |= {"field": field, "value": shown(value), "limit": limit}
 
     def response(self) -> Response:
-        """Returns the answer."""
+        """Returns the HTTP response."""
         body = json.dumps(self.body, ensure_ascii=True, allow_nan=False)
         return Response(body, self.status, self.headers, media_type=MEDIA_TYPE)
 
 
 def invalid_value(field: str, value: Any, limit: str | int, detail: str | None = None) -> Problem:
-    """Returns the problem of a value that is out of its range or of another type."""
-    text = detail or f"{field} = {shown(value)!r}: at most {limit} are allowed"
-    return Problem(422, "invalid-value", "A value is not allowed", text, field=field, value=value, limit=limit)
+    """Returns the problem of a value of the wrong type or out of range."""
+    text = detail or f"{field} = {shown(value)!r}: the maximum is {limit}"
+    return Problem(422, "invalid-value", "Invalid value", text, field=field, value=value, limit=limit)
 
 
-def unknown_id(field: str, value: Any, place: str) -> Problem:
-    """Returns the problem of an id that the bundle does not have."""
-    limit = f"{place} of the live bundle"
-    detail = f"{field} = {shown(value)!r} is not among the {limit}"
-    return Problem(404, "unknown-id", "The bundle does not know this id", detail, field=field, value=value, limit=limit)
+def unknown_id(field: str, value: Any, among: str) -> Problem:
+    """Returns the problem of an id that the bundle does not contain; `among` is "users" or "items"."""
+    limit = f"{among} of the live bundle"
+    detail = f"{field} = {shown(value)!r} is not one of the {limit}"
+    return Problem(404, "unknown-id", "Unknown id", detail, field=field, value=value, limit=limit)
 
 
-def overloaded(retry_after_s: int = 1) -> Problem:
-    """Returns the problem of a graph that has more requests than it can queue."""
-    headers = {"Retry-After": str(retry_after_s)}
-    detail = f"more requests are waiting than can be queued; try again in {retry_after_s} s"
-    return Problem(503, "overloaded", "Too many requests at once", detail, headers=headers)
+def overloaded() -> Problem:
+    """Returns the problem of a full queue."""
+    return _retryable("overloaded", "Too many requests", "the request queue is full")
 
 
-def late(timeout_s: float) -> Problem:
+def timed_out(timeout_s: float) -> Problem:
     """Returns the problem of stages that do not answer in time."""
-    detail = f"no answer within serve.timeout_s = {timeout_s:g} s; try again in 1 s"
-    return Problem(503, "late", "The stages did not answer in time", detail, headers={"Retry-After": "1"})
+    return _retryable("timed-out", "Timed out", f"the stages did not answer within serve.timeout_s = {timeout_s:g} s")
 
 
 def unavailable() -> Problem:
-    """Returns the problem of a stage that died and is being replaced."""
-    detail = "a stage of the graph is being replaced; try again in 1 s"
-    return Problem(503, "unavailable", "A stage is being replaced", detail, headers={"Retry-After": "1"})
+    """Returns the problem of a replica that died and is being replaced."""
+    return _retryable("unavailable", "Temporarily unavailable", "a replica is being restarted")
+
+
+def _retryable(kind: str, title: str, detail: str) -> Problem:
+    return Problem(503, kind, title, f"{detail}; retry after 1 s", headers={"Retry-After": "1"})
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """Returns the problem of the first of pydantic's errors."""
+    """Returns the problem of pydantic's first error."""
     error = errors[0]
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "the body is not JSON")
         detail = f"the body is not JSON: {reason}"
-        return Problem(400, "malformed-json", "The body is not JSON", detail, field="body", limit="a JSON object")
+        return Problem(400, "malformed-json", "Malformed JSON", detail, field="body", limit="a JSON object")
     field = _field_of(error["loc"])
     value = error.get("input")
-    # pydantic has an error for each member of a union
+    # pydantic reports one error per member of a union
     reason = " or ".join(dict.fromkeys(other["msg"] for other in errors if _field_of(other["loc"]) == field))
     limit = next((error["ctx"][name] for name in _LIMITS if name in error.get("ctx", {})), reason)
     return invalid_value(field, value, limit, f"{field} = {shown(value)!r}: {reason}")
 
 
 def _field_of(location: Sequence[str | int]) -> str:
-    """Returns `history.3` for ("history", 3, "int"): pydantic appends the members of a union."""
-    kept = [part for place, part in enumerate(location) if place == 0 or isinstance(part, int)]
+    """Returns `history.3` for ("history", 3, "int"): pydantic appends the union member that it tried."""
+    kept = [part for depth, part in enumerate(location) if depth == 0 or isinstance(part, int)]
     return ".".join(str(part) for part in kept) or "body"
 
 
 def shown(value: Any) -> Any:
-    """Returns a value as it can be quoted in JSON: numbers and short texts as they are, the rest cut."""
+    """Returns a value as quoted in a problem: numbers and short strings unchanged, anything else truncated."""
     if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     text = value if isinstance(value, str) else repr(value)
@@ -117,7 +114,7 @@ def shown(value: Any) -> Any:
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Makes an app answer every refusal and failure by a problem."""
+    """Makes an app report every error as a problem."""
 
     @app.exception_handler(Problem)
     async def _problem(_: Request, problem: Problem) -> Response:
@@ -125,7 +122,7 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:
-        # a location begins with the place: ("query", "limit")
+        # FastAPI puts the kind of parameter first: ("query", "limit")
         return from_validation([{**one, "loc": one["loc"][1:]} for one in error.errors()]).response()
 
     @app.exception_handler(ValidationError)
@@ -139,18 +136,17 @@ def answer_problems(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _failure(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        detail = "the server failed; its log says why"
-        return Problem(500, "failure", "The server failed", detail).response()
+        return Problem(500, "failure", "Internal error", "see the server's log").response()
 
 
 def _from_http(request: Request, error: HTTPException) -> Problem:
     title, path, headers = HTTPStatus(error.status_code).phrase, request.url.path, error.headers
     if error.status_code == 404:
-        detail = f"there is nothing at {shown(path)}; /docs lists what there is"
+        detail = f"{shown(path)} does not exist; /docs lists the routes"
         return Problem(404, "not-found", title, detail, field="path", value=path, limit="see /docs")
     if error.status_code == 405:
         allowed = (headers or {}).get("Allow", "see /docs")
-        detail = f"{request.method} is not possible at {shown(path)}; possible: {allowed}"
+        detail = f"{request.method} is not allowed for {shown(path)}; allowed: {allowed}"
         return Problem(
             405, "method", title, detail, field="method", value=request.method, limit=allowed, headers=headers
         )

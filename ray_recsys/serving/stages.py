@@ -1,26 +1,18 @@
-"""The two stages as the graph calls them: lists of queries in, timed answers out, by the bundle version asked for.
+"""Recall and rerank as the application calls them: batches of queries in, timed answers out, by one bundle version."""
 
-This module does not know in which process a stage runs.
-"""
-
-import asyncio
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from ray_recsys.core.recommending.recommender import Candidates, Query, Recommendations, Recommender
-from ray_recsys.core.recommending.registry import Registry
-
-NUM_LOADED = 2  # the live bundle, and the one before for requests under way
+from ray_recsys.serving.bundles import BundleCache
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What the first stage made of a query."""
+    """Recall's result for one query."""
 
     candidates: Candidates
     recall_ms: float
@@ -28,7 +20,7 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What both stages made of a query."""
+    """The result of both stages for one query."""
 
     recommendations: Recommendations
     recall_ms: float
@@ -36,80 +28,43 @@ class Answer:
 
 
 class Stages(Protocol):
-    """Both stages, wherever they run."""
+    """Both stages, in this process or in others."""
 
     async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
-        """Returns the answers to queries by one bundle version, in their order.
+        """Returns the answers to queries by one bundle version, in order.
 
         Raises:
-            Problem: A stage is overloaded or gone.
+            Problem: A stage is overloaded, timed out or unavailable.
         """
 
     async def load(self, version: str) -> None:
-        """Loads a version everywhere, so that no request waits for it."""
+        """Loads a version in every replica, so that no request waits for it."""
 
 
-class LoadedRecommenders:
-    """Recommenders by version, loaded when asked for; the two asked for last are kept. Belongs to one event loop."""
+class LocalStages:
+    """Both stages in this process.
 
-    def __init__(self, registry: Path) -> None:
-        """Loads the registry's live version, before there is an event loop to keep free."""
-        self._registry = Registry(registry)
-        self._loaded: OrderedDict[str, Recommender] = OrderedDict()
-        self._loading = asyncio.Lock()
-        version = self._registry.current()
-        self._keep(version, self._open(version))
-
-    async def of(self, version: str) -> Recommender:
-        """Returns the recommender of a version; the event loop is free while it is loaded.
-
-        Raises:
-            RegistryError: The registry does not have it.
-            ArtifactError: It is damaged.
-        """
-        if version not in self._loaded:
-            async with self._loading:
-                if version not in self._loaded:
-                    self._keep(version, await asyncio.to_thread(self._open, version))
-        self._loaded.move_to_end(version)
-        return self._loaded[version]
-
-    def _open(self, version: str) -> Recommender:
-        return Recommender(self._registry.open(version))
-
-    def _keep(self, version: str, recommender: Recommender) -> None:
-        self._loaded[version] = recommender
-        while len(self._loaded) > NUM_LOADED:
-            self._loaded.popitem(last=False)
-
-
-class StageHere:
-    """A stage, or both, in this process.
-
-    It runs on the event loop: a thread, which Serve starts anew for a call, costs more. Kernels get one thread: a
-    request is too small for more, and requests are many.
+    They run on the event loop: handing a query to a thread costs more than the query.
     """
 
-    def __init__(self, registry: str | Path) -> None:
-        torch.set_num_threads(1)
-        self._recommenders = LoadedRecommenders(Path(registry))
-
-    async def load(self, version: str) -> None:
-        """Loads a version."""
-        await self._recommenders.of(version)
-
-
-class LocalStages(StageHere):
-    """Both stages in this process."""
+    def __init__(self, cache: BundleCache) -> None:
+        """Loads the live version."""
+        use_one_thread()
+        self._cache = cache
+        cache.load_current()
 
     async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
         """Returns the answers to queries; see `Stages`."""
-        recommender = await self._recommenders.of(version)
-        return run_rerank(recommender, queries, run_recall(recommender, queries))
+        recommender = await self._cache.recommender(version)
+        return rerank(recommender, queries, recall(recommender, queries))
+
+    async def load(self, version: str) -> None:
+        """Loads a version."""
+        await self._cache.recommender(version)
 
 
-def run_recall(recommender: Recommender, queries: list[Query]) -> list[Recalled]:
-    """Returns the first stage's results, in the order of the queries."""
+def recall(recommender: Recommender, queries: list[Query]) -> list[Recalled]:
+    """Returns the candidates of each query, in order."""
     results = []
     for query in queries:
         start_s = time.perf_counter()
@@ -118,14 +73,19 @@ def run_recall(recommender: Recommender, queries: list[Query]) -> list[Recalled]
     return results
 
 
-def run_rerank(recommender: Recommender, queries: list[Query], recalled: list[Recalled]) -> list[Answer]:
-    """Returns the answers from the first stage's results, in the order of the queries."""
+def rerank(recommender: Recommender, queries: list[Query], recalled: list[Recalled]) -> list[Answer]:
+    """Returns the answer to each query from its candidates, in order."""
     answers = []
-    for query, before in zip(queries, recalled, strict=True):
+    for query, found in zip(queries, recalled, strict=True):
         start_s = time.perf_counter()
-        recommendations = recommender.rerank(query, before.candidates)
-        answers.append(Answer(recommendations, before.recall_ms, _ms_since(start_s)))
+        recommendations = recommender.rerank(query, found.candidates)
+        answers.append(Answer(recommendations, found.recall_ms, _ms_since(start_s)))
     return answers
+
+
+def use_one_thread() -> None:
+    """Limits torch to one thread in this process: a query is too small for more, and queries are many."""
+    torch.set_num_threads(1)
 
 
 def _ms_since(start_s: float) -> float:

@@ -1,4 +1,4 @@
-"""The pages' files, read once: what is not among them is not found, whatever the path says."""
+"""The page's static files, read once at startup; any other path is a 404, so none can reach the file system."""
 
 import hashlib
 import mimetypes
@@ -12,7 +12,7 @@ _PAGES = {"index.html": "/", "docs.html": "/docs"}
 
 
 def web_routes() -> APIRouter:
-    """Returns a GET route for each of the pages' files: index.html at `/`, docs.html at `/docs`."""
+    """Returns a GET route for each file: index.html at `/`, docs.html at `/docs`."""
     router = APIRouter(include_in_schema=False)
     for entry in files("ray_recsys.web").iterdir():
         if entry.name.endswith(_ENDINGS):

@@ -1,8 +1,8 @@
-/** Talks to the API: JSON in and out, one request a channel at a time, problems as `Problem`. Knows nothing of the page. */
+/** Calls the API: JSON in and out, one request per channel at a time, errors as `Problem`. */
 
 const TIMEOUT_MS = 20_000;
 
-/** What went wrong, in the words of the server's problem+json where there is one. */
+/** An error, described by the server's problem+json if there is one. */
 export class Problem extends Error {
   constructor({ title, detail = "", status = 0, field, value, limit }) {
     super(title);
@@ -13,17 +13,20 @@ export class Problem extends Error {
 const inFlight = new Map();
 
 /**
- * Returns the JSON of an answer. A newer request of the same channel aborts the older one, so that answers never
- * overtake each other; `isSuperseded` tells that from a failure.
+ * Returns the JSON of a response; with a body the request is a POST. A newer request on the same channel aborts the
+ * older one, so that responses never arrive out of order; `isSuperseded` tells that apart from a failure.
+ *
+ * Ids come as strings: a JavaScript number would round a 64-bit integer.
  */
-export async function request(channel, path, body) {
+export async function request(channel, path, { query = {}, body } = {}) {
   cancel(channel);
   const controller = new AbortController();
   inFlight.set(channel, controller);
-  const timer = setTimeout(() => controller.abort(new DOMException("no answer", "TimeoutError")), TIMEOUT_MS);
+  const timer = setTimeout(() => controller.abort(new DOMException("no response", "TimeoutError")), TIMEOUT_MS);
   try {
-    const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: stringify(body) };
-    const response = await fetch(path, { ...(body === undefined ? {} : post), signal: controller.signal });
+    const options = body ? post({ ...body, string_ids: true }) : {};
+    const url = body ? path : `${path}?${new URLSearchParams({ ...query, string_ids: true })}`;
+    const response = await fetch(url, { ...options, signal: controller.signal });
     const text = await response.text();
     if (!response.ok) throw describe(response, text);
     return parse(text);
@@ -36,33 +39,25 @@ export async function request(channel, path, body) {
   }
 }
 
-/** Aborts what a channel still waits for. */
+/** Aborts the pending request of a channel. */
 export function cancel(channel) {
   inFlight.get(channel)?.abort();
 }
 
-/** Whether a newer request took the place of the one that threw this. */
+/** Whether a newer request replaced the one that threw this. */
 export function isSuperseded(error) {
   return error?.name === "AbortError";
 }
 
-/** JSON.stringify that writes integers beyond 2^53 (as BigInt) digit for digit. */
-export function stringify(value, space) {
-  const exact = (_, inner) => (typeof inner === "bigint" ? JSON.rawJSON(String(inner)) : inner);
-  return JSON.stringify(value, exact, space);
+function post(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
-/** JSON.parse that reads integers beyond 2^53 as BigInt. */
-export function parse(text) {
+function parse(text) {
   try {
-    // Ids may be 64-bit integers, which a JavaScript number would round.
-    return JSON.parse(text, (_, value, context) =>
-      typeof value === "number" && /^-?\d{16,}$/.test(context?.source ?? "") && !Number.isSafeInteger(value) && JSON.rawJSON
-        ? BigInt(context.source)
-        : value,
-    );
+    return JSON.parse(text);
   } catch {
-    throw new Problem({ title: "The server's answer is not JSON", detail: text.slice(0, 200) });
+    throw new Problem({ title: "The server's response is not JSON", detail: text.slice(0, 200) });
   }
 }
 
@@ -74,9 +69,9 @@ function describe(response, text) {
 }
 
 function unreachable(error) {
-  const late = error.name === "TimeoutError";
+  const timedOut = error.name === "TimeoutError";
   return new Problem({
-    title: late ? "The server took too long" : "The server cannot be reached",
-    detail: late ? `There was no answer within ${TIMEOUT_MS / 1000} s.` : "Is ray-recsys serve still running?",
+    title: timedOut ? "The server timed out" : "The server cannot be reached",
+    detail: timedOut ? `No response within ${TIMEOUT_MS / 1000} s.` : "Is ray-recsys serve still running?",
   });
 }

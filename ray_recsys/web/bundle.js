@@ -1,28 +1,42 @@
-/** What the header says of the live bundle. */
+/** The header's description of the live bundle. */
 
 import { isSuperseded, request } from "./api.js";
 import { byId, element } from "./render.js";
 
-/** Asks for the live bundle and shows its version, counts and metrics. */
+let stages = "Recalled from the catalogue, then reranked";
+
+/** Returns how a known user's recommendations are made, in words. */
+export const describeStages = () => stages;
+
+/** Loads the live bundle and shows its version, models, counts and metrics. */
 export async function showBundle() {
   try {
-    const { version, recipe: _recipe, data_fingerprint: _fingerprint, metrics, ...facts } = await request("bundle", "v1/bundle");
-    byId("bundle-version").textContent = version;
-    const pairs = flatten({ ...facts, ...metrics }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
-    byId("bundle-facts").replaceChildren(...pairs);
+    const bundle = await request("bundle", "v1/bundle");
+    const { model_label: model, recall_model_label: recallModel } = bundle;
+    stages = `Recalled ${recallModel === model ? "from the catalogue" : `by ${recallModel}`}, reranked by ${model}`;
+    byId("bundle-version").textContent = bundle.version;
+    byId("bundle-model").textContent = model;
+    byId("bundle-facts").replaceChildren(...factsOf(bundle).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
     byId("bundle").hidden = false;
   } catch (error) {
     if (!isSuperseded(error)) byId("bundle").hidden = true;
   }
 }
 
-/** Returns [name, text] of every number and short text in an answer, nested names joined. */
-function flatten(facts, prefix = "") {
-  return Object.entries(facts).flatMap(([key, value]) => {
-    const name = (prefix ? `${prefix} ` : "") + key.replaceAll("_", " ");
-    if (value && typeof value === "object" && !Array.isArray(value)) return flatten(value, name);
-    if (typeof value === "number") return [[name, value.toLocaleString("en", { maximumFractionDigits: 4 })]];
-    if (/^\d{4}-\d\d-\d\dT/.test(value)) return [[name, new Date(value).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })]];
-    return typeof value === "string" && value.length <= 40 ? [[name, value]] : [];
-  });
+function factsOf(bundle) {
+  const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 4 });
+  const created = new Date(bundle.created_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  const metrics = Object.entries(bundle.metrics).flatMap(([split, values]) =>
+    Object.entries(values).map(([name, value]) => [`${split} ${name}`, number(value)]),
+  );
+  return [
+    ["model", bundle.model_label],
+    ...(bundle.recall_model === bundle.model ? [] : [["recall model", bundle.recall_model_label]]),
+    ["created", created],
+    ...(bundle.parent ? [["replaces", bundle.parent]] : []),
+    ["users", number(bundle.num_users)],
+    ["items", number(bundle.num_items)],
+    ["interactions", number(bundle.num_interactions)],
+    ...metrics,
+  ];
 }

@@ -1,25 +1,29 @@
-/** The API's description at /docs: made from openapi.json, asks the API, and needs nothing from the internet. */
+/** The API documentation at /docs: generated from openapi.json, with forms that call the API; loads nothing from elsewhere. */
 
-import { parse, stringify } from "./api.js";
 import { byId, element, showProblem } from "./render.js";
 
 const refName = (schema) => schema.$ref?.split("/").pop();
 
-/** Returns a schema's type in words; a named one is a link to its table. */
+/** Returns a schema's type in words; a named schema is a link to its table. */
 function typeOf(schema) {
   const name = refName(schema);
   if (name) return element("a", { href: `#${name}` }, name);
   const any = schema.anyOf ?? schema.oneOf;
-  if (any) return element("span", {}, ...any.flatMap((one, place) => (place ? [" or ", typeOf(one)] : [typeOf(one)])));
+  if (any) return element("span", {}, ...any.flatMap((one, index) => (index ? [" or ", typeOf(one)] : [typeOf(one)])));
   if (schema.items) return element("span", {}, "list of ", typeOf(schema.items));
   return element("span", {}, schema.enum?.map((value) => JSON.stringify(value)).join(" or ") ?? schema.type ?? "anything");
 }
 
 /** Returns the limits and the default of a schema in words. */
 function limitsOf(schema) {
-  const names = { minimum: "at least", maximum: "at most", maxItems: "at most (items)", maxLength: "at most (characters)" };
+  const texts = {
+    minimum: (value) => `at least ${value}`,
+    maximum: (value) => `at most ${value}`,
+    maxItems: (value) => `at most ${value} items`,
+    maxLength: (value) => `at most ${value} characters`,
+  };
   const merged = Object.assign({}, ...(schema.anyOf ?? []), schema);
-  const limits = Object.entries(names).filter(([key]) => key in merged).map(([key, text]) => `${text} ${merged[key]}`);
+  const limits = Object.entries(texts).filter(([key]) => key in merged).map(([key, text]) => text(merged[key]));
   return ("default" in schema ? [...limits, `default ${JSON.stringify(schema.default)}`] : limits).join(", ");
 }
 
@@ -36,7 +40,7 @@ function propertyTable(schema) {
   return element("table", {}, element("tbody", {}, ...rows));
 }
 
-/** Returns a request body made from the examples and defaults of a schema. */
+/** Returns a request body from a schema's examples and defaults. */
 function exampleOf(schema) {
   const entries = Object.entries(schema.properties ?? {});
   return Object.fromEntries(entries.map(([name, one]) => [name, one.examples?.[0] ?? one.default ?? null]));
@@ -51,19 +55,37 @@ function parameterField(parameter) {
 
 function bodyField(schema) {
   const text = JSON.stringify(exampleOf(schema), null, 2);
-  return element("label", {}, element("span", { className: "code" }, "body"), element("textarea", { name: "body", rows: 9, value: text, spellcheck: false }));
+  return element("label", {}, element("span", { className: "code" }, "body"), element("textarea", { name: "body", rows: 11, value: text, spellcheck: false }));
 }
 
-/** Returns the address of a filled-in form; empty query parameters are left out. */
+/** Returns the URL of a filled-in form, without empty query parameters. */
 function addressOf(path, parameters, form) {
   const query = new URLSearchParams();
   let filled = path.slice(1);
-  for (const { name, in: place } of parameters) {
+  for (const { name, in: kind } of parameters) {
     const { value } = form.elements[name];
-    if (place === "path") filled = filled.replace(`{${name}}`, encodeURIComponent(value));
+    if (kind === "path") filled = filled.replace(`{${name}}`, encodeURIComponent(value));
     else if (value !== "") query.set(name, value);
   }
   return query.size ? `${filled}?${query}` : filled;
+}
+
+/** Returns JSON text indented. It is not parsed: a JavaScript number would round a 64-bit integer. */
+function indent(text) {
+  let depth = 0;
+  const newline = () => `\n${"  ".repeat(depth)}`;
+  return text.replace(/"(?:\\.|[^"\\])*"|\{\s*\}|\[\s*\]|[{}[\],:]|\s+/g, (token) => {
+    if (/^\s/.test(token)) return "";
+    if (/^[{[]$/.test(token)) {
+      depth += 1;
+      return token + newline();
+    }
+    if (/^[}\]]$/.test(token)) {
+      depth -= 1;
+      return newline() + token;
+    }
+    return { ",": `,${newline()}`, ":": ": " }[token] ?? token;
+  });
 }
 
 async function send(method, path, operation, form, answer) {
@@ -73,8 +95,9 @@ async function send(method, path, operation, form, answer) {
     const headers = body === undefined ? {} : { "Content-Type": "application/json" };
     const response = await fetch(addressOf(path, operation.parameters ?? [], form), { method, headers, body });
     const text = await response.text();
+    const isJson = /json/.test(response.headers.get("Content-Type") ?? "");
     const status = `${response.status} in ${(performance.now() - started).toFixed(1)} ms`;
-    answer.replaceChildren(element("p", { className: "sub" }, status), element("pre", { tabIndex: 0 }, stringify(parse(text), 2)));
+    answer.replaceChildren(element("p", { className: "sub" }, status), element("pre", { tabIndex: 0 }, isJson ? indent(text) : text));
   } catch {
     showProblem(answer, { title: "The server cannot be reached", detail: "Is it still running?" });
   }
@@ -122,7 +145,7 @@ function show({ info, paths, components: { schemas } }) {
   byId("schemas").replaceChildren(...tables);
 }
 
-/** Opens the table that the address names. */
+/** Opens the table named in the address. */
 function openLinked() {
   const linked = byId(location.hash.slice(1));
   if (linked) linked.open = true;
@@ -133,5 +156,5 @@ try {
   show(await (await fetch("openapi.json")).json());
   openLinked();
 } catch {
-  showProblem(byId("failure"), { title: "The description cannot be read", detail: "openapi.json did not answer as it should." });
+  showProblem(byId("failure"), { title: "The API description cannot be loaded", detail: "openapi.json is missing or invalid." });
 }

@@ -1,24 +1,24 @@
-/** Turns answers into elements. Text enters the page through textContent alone, so that no title can be markup. */
+/** Turns responses into elements. Text is only set through textContent, so no title can inject markup. */
 
 /** Returns the element with an id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Returns a new element; properties are set as they are, children may be strings. */
+/** Returns a new element with the given properties; children may be strings, null ones are dropped. */
 export function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
 
-/** Returns what to call an item: its title, else its id. */
-export const nameOf = (item) => item.title || String(item.item_id);
+/** Returns an item's title, or its id if it has none. */
+export const nameOf = (item) => item.title || item.item_id;
 
-/** Returns an item's categories; several are written `Drama|Romance` or `Drama, Romance`. */
+/** Returns an item's categories, written `Drama|Romance` or `Drama, Romance`. */
 export function categoriesOf(item) {
   return String(item.category ?? "").split(/\||, /).map((name) => name.trim()).filter(Boolean);
 }
 
-/** Returns the categories met most often, at most `count`, each at least twice. */
+/** Returns the `count` most frequent categories that occur at least twice. */
 export function topCategories(items, count) {
   const tally = new Map();
   for (const name of items.flatMap(categoriesOf)) tally.set(name, (tally.get(name) ?? 0) + 1);
@@ -28,23 +28,23 @@ export function topCategories(items, count) {
 
 /** Fills a list with items; each is a button that calls `onChoose(item)`. */
 export function showItems(list, items, { onChoose, shared = new Set(), isRanked = true }) {
-  const scores = items.map((item) => item.score).filter(Number.isFinite);
-  const scale = scoreScale(scores);
-  const rows = items.map((item, place) => {
+  const scale = scoreScale(items.map((item) => item.score).filter(Number.isFinite));
+  const rows = items.map((item, index) => {
     const button = element(
       "button",
       { type: "button", onclick: () => onChoose(item) },
-      isRanked ? element("span", { className: "rank" }, String(place + 1)) : null,
+      isRanked ? element("span", { className: "rank" }, String(index + 1)) : null,
       element("span", {}, element("span", { className: "title" }, nameOf(item)), metaOf(item, shared)),
-      isRanked && Number.isFinite(item.score) ? scoreOf(item.score, scale) : null,
+      isRanked && Number.isFinite(item.score) ? scoreOf(item.score, scale) : ratingOf(item),
+      reasonOf(item),
     );
-    button.dataset.itemId = String(item.item_id);
+    button.dataset.itemId = item.item_id;
     return element("li", {}, button);
   });
   list.replaceChildren(...rows);
 }
 
-/** Fills a list with placeholders, unless it shows something already. */
+/** Fills an empty list with placeholders. */
 export function showSkeleton(list, count) {
   if (list.childElementCount) return;
   const rows = Array.from({ length: count }, () => element("li", { className: "skeleton" }));
@@ -52,9 +52,9 @@ export function showSkeleton(list, count) {
   list.replaceChildren(...rows);
 }
 
-/** Shows a problem in `place` (null clears it); `onRetry` adds a button for those that may pass. */
-export function showProblem(place, problem, onRetry) {
-  if (!problem) return place.replaceChildren();
+/** Shows a problem in `container`, null clears it; `onRetry` adds a button if a retry may help. */
+export function showProblem(container, problem, onRetry) {
+  if (!problem) return container.replaceChildren();
   const facts = [["field", problem.field], ["value", problem.value], ["limit", problem.limit]]
     .filter(([, value]) => value !== undefined && value !== null)
     .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, shorten(value))));
@@ -68,36 +68,33 @@ export function showProblem(place, problem, onRetry) {
     mayPass && onRetry ? element("button", { type: "button", onclick: onRetry }, "Try again") : null,
   );
   box.setAttribute("role", "alert");
-  place.replaceChildren(box);
+  container.replaceChildren(box);
 }
 
-/** Shows where the time of an answer went: the graph's stages, and the whole way as the browser saw it. */
-export function showTimings(bar, legend, timings, roundTripMs) {
-  const { total = 0, ...stages } = timings;
-  const staged = Object.values(stages).reduce((sum, ms) => sum + ms, 0);
-  const colours = ["var(--accent)", "var(--violet)", "var(--amber)"];
-  const parts = Object.entries(stages).map(([name, ms], place) => ({ name, ms, colour: colours[place % colours.length] }));
-  const rest = { ms: Math.max(0, total - staged), colour: "var(--line-strong)" };
-  const share = (ms) => String(ms / Math.max(total, staged, Number.EPSILON));
-  bar.replaceChildren(
-    ...[...parts, rest].map(({ ms, colour }) => withStyle(element("span"), { "--share": share(ms), "--colour": colour })),
-  );
-  legend.replaceChildren(
-    ...parts.map(({ name, ms, colour }) => withStyle(fact(name, `${formatMs(ms)} ms`), { "--colour": colour })),
-    fact("total", `${formatMs(total)} ms`, "plain"),
-    fact("round trip", `${formatMs(roundTripMs)} ms`, "plain"),
-  );
+/** Sets CSS variables of an element, which the page's content security policy forbids as markup. */
+export function withStyle(node, properties) {
+  for (const [name, value] of Object.entries(properties)) node.style.setProperty(name, value);
+  return node;
 }
 
-/** Returns a pair of a definition list as one element. */
-function fact(name, value, className = "") {
-  return element("div", { className }, element("dt", {}, name), element("dd", {}, value));
+/** Returns milliseconds with three significant digits. */
+export function formatMs(ms) {
+  return ms >= 100 ? ms.toFixed(0) : ms.toFixed(ms >= 10 ? 1 : 2);
 }
 
 function metaOf(item, shared) {
   const tags = categoriesOf(item).slice(0, 6).map((name) => element("span", { className: shared.has(name) ? "tag shared" : "tag" }, name));
-  const id = item.title ? element("span", { className: "id" }, String(item.item_id)) : null;
+  const id = item.title ? element("span", { className: "id" }, item.item_id) : null;
   return tags.length || id ? element("span", { className: "meta" }, ...tags, id) : null;
+}
+
+function reasonOf(item) {
+  return item.because?.length ? element("span", { className: "because" }, `because you saw ${item.because.map(nameOf).join(" · ")}`) : null;
+}
+
+function ratingOf(item) {
+  if (!Number.isFinite(item.rating)) return null;
+  return element("span", { className: "rating" }, element("span", { className: "hidden" }, "rated "), `${item.rating.toLocaleString("en")} ★`);
 }
 
 function scoreScale(scores) {
@@ -111,15 +108,6 @@ function scoreOf(score, scale) {
   const text = score.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const label = element("span", { className: "hidden" }, "score ");
   return element("span", { className: "score" }, label, text, withStyle(element("i"), { "--share": String(scale(score)) }));
-}
-
-function withStyle(node, properties) {
-  for (const [name, value] of Object.entries(properties)) node.style.setProperty(name, value);
-  return node;
-}
-
-function formatMs(ms) {
-  return ms >= 100 ? ms.toFixed(0) : ms.toFixed(ms >= 10 ? 1 : 2);
 }
 
 function shorten(value) {

@@ -1,11 +1,11 @@
-/** A combobox over the item search (ARIA 1.2 pattern: focus stays in the input). Knows nothing of what a choice means. */
+/** A combobox that searches items by title (ARIA 1.2 pattern: focus stays in the input). */
 
 import { isSuperseded, request } from "./api.js";
 import { categoriesOf, element, nameOf } from "./render.js";
 
 const PAUSE_MS = 160;
 
-/** Makes `input` and `list` search items; calls `onChoose(item)` for the one chosen. */
+/** Turns `input` and `list` into an item search; calls `onChoose(item)` with the chosen item. */
 export function makeItemSearch(input, list, onChoose) {
   let found = [];
   let active = -1;
@@ -17,18 +17,18 @@ export function makeItemSearch(input, list, onChoose) {
     activate(-1);
   };
 
-  const activate = (place) => {
-    active = place;
+  const activate = (index) => {
+    active = index;
     [...list.querySelectorAll("[role=option]")].forEach((option, i) => {
-      option.setAttribute("aria-selected", String(i === place));
-      if (i === place) option.scrollIntoView({ block: "nearest" });
+      option.setAttribute("aria-selected", String(i === index));
+      if (i === index) option.scrollIntoView({ block: "nearest" });
     });
-    if (place < 0) input.removeAttribute("aria-activedescendant");
-    else input.setAttribute("aria-activedescendant", `item-option-${place}`);
+    if (index < 0) input.removeAttribute("aria-activedescendant");
+    else input.setAttribute("aria-activedescendant", `item-option-${index}`);
   };
 
-  const choose = (place) => {
-    const item = found[place];
+  const choose = (index) => {
+    const item = found[index];
     input.value = "";
     found = [];
     close();
@@ -36,7 +36,7 @@ export function makeItemSearch(input, list, onChoose) {
   };
 
   const open = (message) => {
-    const options = found.map((item, place) => optionOf(item, place, () => choose(place)));
+    const options = found.map((item, index) => optionOf(item, index, () => choose(index)));
     list.replaceChildren(...(options.length ? options : [element("li", { className: "nothing" }, message)]));
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
@@ -46,9 +46,9 @@ export function makeItemSearch(input, list, onChoose) {
   const search = async () => {
     const query = input.value.trim();
     try {
-      const answer = await request("search", `v1/items?${new URLSearchParams({ query, limit: 12 })}`);
+      const answer = await request("search", "v1/items", { query: { query, limit: 12 } });
       found = answer.items;
-      if (document.activeElement === input) open("No title matches.");
+      if (document.activeElement === input) open("No matching titles.");
     } catch (error) {
       if (isSuperseded(error)) return;
       found = [];
@@ -78,9 +78,9 @@ export function makeItemSearch(input, list, onChoose) {
   });
 }
 
-function optionOf(item, place, onChoose) {
-  const details = [...categoriesOf(item), item.title ? String(item.item_id) : ""].filter(Boolean).join(" · ");
-  const option = element("li", { id: `item-option-${place}` }, nameOf(item), details ? element("small", {}, details) : null);
+function optionOf(item, index, onChoose) {
+  const details = [...categoriesOf(item), item.title ? item.item_id : ""].filter(Boolean).join(" · ");
+  const option = element("li", { id: `item-option-${index}` }, nameOf(item), details ? element("small", {}, details) : null);
   option.setAttribute("role", "option");
   // mousedown comes before the input's blur, which would close the list under the pointer.
   option.addEventListener("mousedown", (event) => {

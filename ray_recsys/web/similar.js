@@ -1,30 +1,30 @@
-/** The drawer of similar items: a modal dialog through which one walks from item to item and back. */
+/** The drawer of similar items: a modal dialog with its own back button. */
 
 import { cancel, isSuperseded, request } from "./api.js";
 import { byId, nameOf, showItems, showProblem, showSkeleton } from "./render.js";
 
 const NUM_SIMILAR = 12;
 
-/** Wires the drawer; returns `open(item)`. `onAdd(item)` is called for an item that joins the history. */
+/** Wires the drawer; returns `open(item)`. `onAdd(item)` is called for an item added to the history. */
 export function makeSimilarDrawer(onAdd) {
   const dialog = byId("similar");
   const list = byId("similar-items");
-  const walked = [];
+  const visited = [];
 
   const close = () => dialog.close();
 
   const show = async () => {
-    const item = walked.at(-1);
+    const item = visited.at(-1);
     byId("similar-title").textContent = nameOf(item);
-    byId("similar-back").hidden = walked.length < 2;
+    byId("similar-back").hidden = visited.length < 2;
     showProblem(byId("similar-alert"), null);
     list.replaceChildren();
     showSkeleton(list, 6);
     dialog.setAttribute("aria-busy", "true");
     byId("similar-title").focus();
     try {
-      const answer = await request("similar", `v1/similar/${encodeURIComponent(item.item_id)}?k=${NUM_SIMILAR}`);
-      showItems(list, answer.items, { onChoose: walk });
+      const answer = await request("similar", `v1/similar/${encodeURIComponent(item.item_id)}`, { query: { k: NUM_SIMILAR } });
+      showItems(list, answer.items, { onChoose: visit });
       byId("status").textContent = `${answer.items.length} items similar to ${nameOf(item)}`;
     } catch (error) {
       if (isSuperseded(error)) return;
@@ -34,19 +34,19 @@ export function makeSimilarDrawer(onAdd) {
     dialog.setAttribute("aria-busy", "false");
   };
 
-  const walk = (item) => {
-    walked.push(item);
+  const visit = (item) => {
+    visited.push(item);
     byId("similar-items").parentElement.scrollTop = 0;
     show();
   };
 
   byId("similar-close").addEventListener("click", close);
   byId("similar-back").addEventListener("click", () => {
-    walked.pop();
+    visited.pop();
     show();
   });
   byId("similar-add").addEventListener("click", () => {
-    const item = walked.at(-1);
+    const item = visited.at(-1);
     close();
     onAdd(item);
   });
@@ -54,8 +54,8 @@ export function makeSimilarDrawer(onAdd) {
   dialog.addEventListener("close", () => cancel("similar"));
 
   return (item) => {
-    walked.length = 0;
+    visited.length = 0;
     if (!dialog.open) dialog.showModal();
-    walk(item);
+    visit(item);
   };
 }

@@ -49,7 +49,7 @@ def test_the_demo_goes_the_whole_way(directory: Path, capfd: pytest.CaptureFixtu
     assert seen.isdisjoint(movie["item_id"] for movie in result["recommended"] + result["popular"])
     scores = [movie["score"] for movie in result["recommended"]]
     assert scores == sorted(scores, reverse=True)
-    assert set(result["stage_s"]) == {"prepare", "train", "evaluate", "publish", "serve"}
+    assert set(result["stage_s"]) == {"prepare", "train", "compare", "evaluate", "publish", "serve"}
 
 
 def test_what_was_prepared_passes_the_audit(directory: Path) -> None:
@@ -63,7 +63,7 @@ def test_http_equals_recommend_id_for_id(directory: Path, tmp_path: Path, capfd:
         assert main(["recommend", "--json", "--bundle", str(bundle.path), "--output", str(output), "--k", "10"]) == 0
     offline = _offline_lists(output)
     assert len(offline) == bundle.manifest.num_users
-    with serve(directory / "registry", load_recipe(overrides=["serve.port=0"])) as address:
+    with serve(directory / "registry", load_recipe(overrides=["serve.port=0"]).serve) as address:
         for user_id in sorted(offline)[:NUM_COMPARED]:
             answer = _ask(f"{address}/v1/recommend/{user_id}?k=10")
             assert [item["item_id"] for item in answer["items"]] == offline[user_id], f"user {user_id}"

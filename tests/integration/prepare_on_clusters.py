@@ -1,6 +1,6 @@
 """Prepares one log on clusters of several shapes and prints a digest of each result; run by test_prepare_cluster.
 
-A process of its own, because a process has one Ray: python -m tests.integration.prepare_on_clusters LOG WORK SHAPE...
+A separate process, because a process has one Ray: python -m tests.integration.prepare_on_clusters LOG WORK SHAPE...
 A shape is the number of CPUs of one node, or `lose-a-node`: 3 nodes, one of which is killed once staging files appear.
 """
 
@@ -17,26 +17,28 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from ray_recsys.config import PrepareRecipe, Recipe
+from ray_recsys.config import ClusterRecipe, PrepareRecipe, Recipe
 from ray_recsys.core.artifact import MANIFEST
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.distributed.cluster import connect
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.distributed.executor import RayExecutor
 
 RECIPE = Recipe(prepare=PrepareRecipe(min_interactions_per_user=2, min_interactions_per_item=2, num_partitions=6))
+EXECUTOR = RayExecutor("prepare", ClusterRecipe())
 WAIT_S = 30.0
-# A dead node is noticed in about 2 s instead of half a minute.
+# A dead node is detected in about 2 s instead of 30 s.
 HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 def digests(prepared: Path) -> dict[str, str]:
-    """Returns the sha256 of every file but the manifest, which holds the time that it was made."""
+    """Returns the sha256 of every file but the manifest, which holds the time of its creation."""
     files = sorted(path for path in prepared.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {str(path.relative_to(prepared)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def prepare_on_one_node(log: Path, output: Path, num_cpus: int) -> dict[str, object]:
     with connect("local", num_cpus=num_cpus):
-        prepare([str(log)], output, RECIPE)
+        prepare([str(log)], output, RECIPE, EXECUTOR)
     return {"files": digests(output)}
 
 
@@ -55,7 +57,7 @@ def prepare_losing_a_node(log: Path, output: Path) -> dict[str, object]:
         with connect(cluster.address):
             watcher = threading.Thread(target=_once_staging_appears, args=(output, kill), daemon=True)
             watcher.start()
-            prepare([str(log)], output, RECIPE)
+            prepare([str(log)], output, RECIPE, EXECUTOR)
             watcher.join(WAIT_S)
             alive = sum(node["Alive"] for node in ray.nodes())
         return {"files": digests(output), "num_lost": len(lost), "num_alive": alive}

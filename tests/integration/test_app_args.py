@@ -1,11 +1,33 @@
-"""What the arguments of the graph's builder refuse before anything is deployed."""
+"""Arguments that `build_app` refuses before anything is deployed."""
+
+from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from ray_recsys.config import ServeRecipe
 from ray_recsys.distributed.serve.app import AppArgs, build_app
-from ray_recsys.errors import RecipeError
+from ray_recsys.errors import RecipeError, RegistryError
+from tests.bundles import publish_bundle
 from tests.contracts import ROOT
+from tests.factories import make_prepared_set
+
+
+def test_a_recipe_and_a_section_are_not_mixed(tmp_path: Path) -> None:
+    publish_bundle(tmp_path / "registry", make_prepared_set(tmp_path / "prepared"))
+    with pytest.raises(RecipeError, match="give only one"):
+        build_app(AppArgs(registry=str(tmp_path / "registry"), recipe="recipe.toml", serve=ServeRecipe()))
+
+
+def test_a_misspelt_argument_is_refused() -> None:
+    with pytest.raises(ValidationError, match="registri"):
+        AppArgs.model_validate({"registry": "here", "registri": "there"})
+
+
+def test_a_registry_without_a_live_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="no live bundle"):
+        build_app(AppArgs(registry=str(tmp_path)))
 
 
 @pytest.mark.parametrize("registry", ["$ABSENT_REGISTRY", "${ABSENT_REGISTRY}/registry"])

@@ -37,7 +37,10 @@ def test_what_the_recipe_asks_too_much_is_found() -> None:
     assert found["trainers"].status == "fail"
     assert "64 train workers need 48 CPUs" in found["trainers"].detail  # as training itself says
     assert found["trainers"].remedy.startswith("lower cluster.num_workers or cluster.cpus_per_worker")
-    assert (found["replicas"].status, found["replicas"].detail) == ("fail", "3 Serve replicas need 6 CPUs; there are 4")
+    assert (found["replicas"].status, found["replicas"].detail) == (
+        "fail",
+        "3 Serve replicas need 6 CPUs, the cluster has 4",
+    )
 
 
 def test_gpus_that_are_not_there_are_found() -> None:
@@ -54,7 +57,7 @@ def test_what_is_missing_is_a_doubt_where_nodes_may_come() -> None:
     assert [check for check in checks if check.status == "fail"] == []
     assert (found["trainers"].status, found["replicas"].status) == ("warn", "warn")
     assert "64 train workers need 48 CPUs" in found["trainers"].detail
-    assert found["replicas"].detail == "1 Serve replicas need 99 CPUs; there are 4"
+    assert found["replicas"].detail == "1 Serve replicas need 99 CPUs, the cluster has 4"
 
 
 def test_a_check_that_cannot_be_made_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,6 +73,44 @@ def test_a_check_that_cannot_be_made_fails_alone(monkeypatch: pytest.MonkeyPatch
     assert failed["disk for Ray"].startswith("FileNotFoundError: ")
     assert failed["ray"] == failed["replicas"] == "ValueError: no such cluster"
     assert {"open files", "auth", "a task", "trainers"} <= _by_name(checks).keys()
+
+
+OPEN = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+TOKEN = {"RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_token_file", "expected"),
+    [
+        (OPEN, False, ("warn", "gRPC ports", "export RAY_AUTH_MODE=token; ray get-auth-token --generate")),
+        ({}, False, ("warn", "who reaches the dashboard's port can", "export RAY_AUTH_MODE=token; ray get-auth-tok")),
+        (OPEN | {"RAY_AUTH_MODE": "disabled"}, True, ("warn", "gRPC ports", "export RAY_AUTH_MODE=token")),
+        (TOKEN, False, ("fail", "mode token, no token", "ray get-auth-token --generate")),
+        (OPEN | TOKEN, True, ("ok", "mode token, a token", "")),
+        (TOKEN | {"RAY_AUTH_TOKEN": "x"}, False, ("ok", "mode token, a token", "")),
+        (OPEN, True, ("ok", "mode unset, a token", "")),  # Ray then turns authentication on
+    ],
+)
+def test_open_ports_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    environment: dict[str, str],
+    has_token_file: bool,
+    expected: tuple[str, str, str],
+) -> None:
+    token = tmp_path / "auth_token"
+    if has_token_file:
+        token.write_text("secret")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"RAY_AUTH_TOKEN_PATH": str(token)}).items():
+        monkeypatch.setenv(name, value)
+    check = doctor._check_auth()
+    status, detail, remedy = expected
+    assert check.status == status
+    assert detail in check.detail
+    assert check.remedy.startswith(remedy)
+    assert bool(check.remedy) == bool(remedy)
 
 
 def test_a_ray_that_cannot_be_joined_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a call to a stage's replica: sent again if it dies, refused if it stays silent or is overloaded."""
+"""Calls to a stage's replica: retried if it dies, refused if it times out or is overloaded."""
 
 import asyncio
 from collections.abc import Generator
@@ -10,13 +10,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from ray_recsys.core.recommending.recommender import Query
-from ray_recsys.distributed.serve.ingress import HandleStages
+from ray_recsys.distributed.serve.deployments import HandleStages
 from ray_recsys.serving.problems import Problem
 
 
 @dataclass(frozen=True)
 class FakeResponse:
-    """What a call comes to: a value, an exception, or None for silence."""
+    """The outcome of a call: a value, an exception, or None for no response."""
 
     outcome: Any
 
@@ -29,7 +29,7 @@ class FakeResponse:
 
 
 class FakeHandle:
-    """A handle whose calls come to `outcomes` in turn, whatever the method."""
+    """A handle whose calls, of any method, have the given outcomes in turn."""
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes = list(outcomes)
@@ -61,7 +61,7 @@ def test_a_replica_that_died_is_asked_once_more() -> None:
     ("outcomes", "kind"),
     [
         ([RayActorError(), RayActorError()], "unavailable"),
-        ([None], "late"),
+        ([None], "timed-out"),
         ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "overloaded"),
     ],
 )
@@ -70,4 +70,4 @@ def test_a_stage_that_cannot_answer_is_a_problem_to_retry(outcomes: list[Any], k
         _answer(*outcomes)
     assert refused.value.body["type"] == f"urn:ray-recsys:problem:{kind}"
     assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
-    assert ("serve.timeout_s = 0.1 s" in refused.value.body["detail"]) == (kind == "late")
+    assert ("serve.timeout_s = 0.1 s" in refused.value.body["detail"]) == (kind == "timed-out")

@@ -7,13 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.core.preparing.pipeline import prepare
+from ray_recsys.distributed.executor import RayExecutor
 from ray_recsys.errors import DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+EXECUTOR = RayExecutor("prepare", ClusterRecipe())
 
 
 def write_log(path: Path, *, num_files: int, row_group_size: int, seed: int) -> Path:
@@ -42,7 +45,7 @@ def test_bytes_do_not_depend_on_files_and_blocks(tmp_path: Path, monkeypatch: py
     results = []
     for seed, (num_files, row_group_size) in enumerate([(1, 30_000), (7, 900)]):
         log = write_log(tmp_path / f"log-{seed}", num_files=num_files, row_group_size=row_group_size, seed=seed)
-        prepare([str(log)], tmp_path / f"out-{seed}", recipe)
+        prepare([str(log)], tmp_path / f"out-{seed}", recipe, EXECUTOR)
         PreparedSet.open(tmp_path / f"out-{seed}").verify()
         results.append(file_bytes(tmp_path / f"out-{seed}"))
     assert results[0] == results[1]
@@ -52,5 +55,5 @@ def test_an_error_inside_a_task_is_the_users_and_leaves_nothing(tmp_path: Path) 
     log = write_log(tmp_path / "log", num_files=2, row_group_size=500, seed=0)
     pq.write_table(pa.table({"user_id": [0.5], "item_id": [1], "timestamp": [1]}), log / "9.parquet")
     with pytest.raises(DataError, match=r"9\.parquet, column 'user_id': ids of type double"):
-        prepare([str(log)], tmp_path / "out", Recipe())
+        prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]

@@ -20,7 +20,7 @@ def prepare_on(tmp_path: Path, *shapes: str) -> dict[str, Any]:
     log = tmp_path / "log"
     log.mkdir()
     for block in range(LOG.num_files):
-        write_block(LOG, block, log)
+        write_block(LOG, log, block)
     command = [sys.executable, "-m", "tests.integration.prepare_on_clusters", str(log), str(tmp_path), *shapes]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ran.returncode == 0, ran.stderr[-4_000:]

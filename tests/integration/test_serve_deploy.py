@@ -1,4 +1,4 @@
-"""`serve deploy serve_config.yaml` on a head of its own answers as `ray-recsys serve` does: as the recommender does."""
+"""`serve deploy serve_config.yaml` on a fresh head gives the recommender's answers."""
 
 import json
 import subprocess
@@ -13,10 +13,11 @@ import yaml
 
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.distributed.environment import free_ports
 from tests.bundles import publish_bundle
 from tests.contracts import ROOT
 from tests.factories import make_prepared_set
-from tests.ray_heads import free_ports, head_environment, running_head
+from tests.ray_heads import head_environment, running_head
 
 pytestmark = pytest.mark.ray
 SERVE = str(Path(sys.executable).with_name("serve"))

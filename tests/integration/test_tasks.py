@@ -8,16 +8,18 @@ import pytest
 import ray
 import ray.data
 
-from ray_recsys.distributed.executor import run_tasks
-from ray_recsys.distributed.free_cpus import require_cpu
+from ray_recsys.config import ClusterRecipe
+from ray_recsys.distributed.executor import RayExecutor
+from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import ClusterError, DataError, StageError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+EXECUTOR = RayExecutor("prepare", ClusterRecipe())
 
 
 def test_results_come_back_for_every_number() -> None:
-    assert sorted(run_tasks(lambda number: number**2, 5, stage="squaring")) == [0, 1, 4, 9, 16]
-    assert list(run_tasks(lambda number: number, 0, stage="nothing")) == []
+    assert sorted(EXECUTOR.map(lambda number: number**2, 5, stage="squaring")) == [0, 1, 4, 9, 16]
+    assert list(EXECUTOR.map(lambda number: number, 0, stage="nothing")) == []
 
 
 def test_an_error_of_the_package_is_the_users() -> None:
@@ -25,7 +27,7 @@ def test_an_error_of_the_package_is_the_users() -> None:
         raise DataError(f"chunk {number} is damaged")
 
     with pytest.raises(DataError, match="chunk 0 is damaged"):
-        list(run_tasks(task, 1, stage="reading"))
+        list(EXECUTOR.map(task, 1, stage="reading"))
 
 
 @pytest.mark.parametrize("writer", ["python", "arrow"])
@@ -38,12 +40,12 @@ def test_a_full_disk_is_a_stage_error(writer: str) -> None:
         return number
 
     with pytest.raises(StageError, match=r"(?s)writing to /out failed: .*No space left on device.*; free space there"):
-        list(run_tasks(task, 1, stage="writing to /out"))
+        list(EXECUTOR.map(task, 1, stage="writing to /out"))
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(StageError, match=r"reading failed: .*/nowhere/file"):
-        list(run_tasks(lambda _: Path("/nowhere/file").read_bytes(), 1, stage="reading"))
+        list(EXECUTOR.map(lambda _: Path("/nowhere/file").read_bytes(), 1, stage="reading"))
 
 
 def test_a_task_may_take_longer_than_the_contexts_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +55,7 @@ def test_a_task_may_take_longer_than_the_contexts_timeout(monkeypatch: pytest.Mo
         time.sleep(2)
         return number
 
-    assert list(run_tasks(task, 1, stage="waiting")) == [0]
+    assert list(EXECUTOR.map(task, 1, stage="waiting")) == [0]
 
 
 def test_a_full_cluster_is_refused_at_once() -> None:
@@ -62,7 +64,7 @@ def test_a_full_cluster_is_refused_at_once() -> None:
     ray.get(group.ready(), timeout=30)
     try:
         with pytest.raises(ClusterError, match=rf"prepare needs 1 CPU, .* has free 0 of {num_cpus:g}"):
-            require_cpu("prepare")
+            list(EXECUTOR.map(lambda number: number, 1, stage="nothing"))
     finally:
         ray.util.remove_placement_group(group)
-    require_cpu("prepare")
+    require_cpu("prepare", ClusterRecipe())

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.training.run import Run
-from ray_recsys.distributed.training import TrainResult, train
+from ray_recsys.core.training.run import Run, TrainResult
+from ray_recsys.distributed.executor import RayExecutor
+from ray_recsys.distributed.training import train as train_on
 from ray_recsys.errors import ArtifactError, ClusterError, IntegrityError, StageError
 from ray_recsys.progress import EpochFinished, Event
 from tests.factories import change_a_byte, make_prepared_set
@@ -31,6 +33,10 @@ def recipe(**cluster_keys: object) -> Recipe:
     return parse_recipe(sections, "test")
 
 
+def train(data: PreparedSet, run: Path, recipe: Recipe, **options: Any) -> TrainResult:
+    return train_on(data.path, run, recipe, RayExecutor("train", recipe.cluster), **options)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return make_prepared_set(tmp_path_factory.mktemp("train") / "data", num_users=61, num_partitions=4)
@@ -39,7 +45,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
 @pytest.fixture(scope="module")
 def uninterrupted(prepared: PreparedSet) -> tuple[TrainResult, list[Event]]:
     lines: list[Event] = []
-    return train(prepared.path, prepared.path.parent / "straight", recipe(), report=lines.append), lines
+    return train(prepared, prepared.path.parent / "straight", recipe(), report=lines.append), lines
 
 
 def kill_a_worker_after(curves: Path, *num_epochs: int) -> threading.Thread:
@@ -75,7 +81,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def weights_differ(run: Path, other: Path, name: str) -> list[str]:
-    mine, theirs = (load_file(path / name / "model.safetensors") for path in (run, other))
+    mine, theirs = (load_file(path / name) for path in (run, other))
     return [key for key in mine if not torch.equal(mine[key], theirs[key])]
 
 
@@ -99,25 +105,25 @@ def test_a_lost_worker_is_replaced_and_a_lost_run_resumed_without_a_trace(
     killer = kill_a_worker_after(run / "curves.csv", 2, 8)
     lines: list[Event] = []
     with pytest.raises(StageError, match="training failed"):
-        train(prepared.path, run, recipe(max_failures=1), report=lines.append)
+        train(prepared, run, recipe(max_failures=1), report=lines.append)
     killer.join(1)
     assert not killer.is_alive()
     assert max(line.epoch for line in lines if isinstance(line, EpochFinished)) > 8
     with pytest.raises(ArtifactError, match="--resume"):
         Run.open(run)
     resumed: list[Event] = []
-    result = train(prepared.path, run, recipe(), resume=True, report=resumed.append)
+    result = train(prepared, run, recipe(), resume=True, report=resumed.append)
     assert result.metrics == uninterrupted[0].metrics
     assert 0 < sum(isinstance(line, EpochFinished) for line in resumed) < EPOCHS
-    for name in ("best", "last"):
+    for name in ("model/model.safetensors", "last/weights.safetensors"):
         assert not weights_differ(run, uninterrupted[0].run, name)
-    assert train(prepared.path, run, recipe(), resume=True).metrics == result.metrics  # finished: nothing to do
+    assert train(prepared, run, recipe(), resume=True).metrics == result.metrics  # finished: nothing to do
 
 
 def test_more_workers_than_the_cluster_has_is_said_before_anything_is_written(prepared: PreparedSet) -> None:
     run = prepared.path.parent / "large"
     with pytest.raises(ClusterError, match="num_workers"):
-        train(prepared.path, run, recipe(num_workers=1000))
+        train(prepared, run, recipe(num_workers=1000))
     assert not run.exists()
 
 
@@ -125,5 +131,5 @@ def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_pat
     data = make_prepared_set(tmp_path / "data")
     change_a_byte(data.path / "users/part-00001.parquet")
     with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet"):
-        train(data.path, tmp_path / "run", recipe())
+        train(data, tmp_path / "run", recipe())
     assert not (tmp_path / "run").exists()

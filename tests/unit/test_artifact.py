@@ -129,23 +129,35 @@ def _write(name: str, content: bytes) -> Callable[[Path], object]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
-    "truncated": (_write("sub/data.bin", b"01234"), IntegrityError, r"data\.bin: 5 bytes instead of 10"),
-    "one byte": (_write("sub/data.bin", b"0123456788"), IntegrityError, r"data\.bin: content does not match"),
+    "truncated": (
+        _write("sub/data.bin", b"01234"),
+        IntegrityError,
+        r"data\.bin was truncated or changed: it has 5 bytes, not 10",
+    ),
+    "one byte": (
+        _write("sub/data.bin", b"0123456788"),
+        IntegrityError,
+        r"data\.bin was changed: its content does not match",
+    ),
     "missing": (lambda path: (path / "sub/data.bin").unlink(), IntegrityError, r"data\.bin is missing"),
-    "no manifest": (lambda path: (path / MANIFEST).unlink(), ArtifactError, r"artefact is not a bundle directory"),
-    "cut manifest": (_write(MANIFEST, b'{"kind": "bun'), IntegrityError, r"manifest\.json cannot be read"),
-    "binary manifest": (_write(MANIFEST, b"\xff\xfe\x00"), IntegrityError, r"manifest\.json cannot be read"),
+    "no manifest": (
+        lambda path: (path / MANIFEST).unlink(),
+        ArtifactError,
+        r"artefact is not a bundle: it has no manifest\.json",
+    ),
+    "cut manifest": (_write(MANIFEST, b'{"kind": "bun'), IntegrityError, r"cannot read .*manifest\.json"),
+    "binary manifest": (_write(MANIFEST, b"\xff\xfe\x00"), IntegrityError, r"cannot read .*manifest\.json"),
     "manifest short of a byte": (
         lambda path: (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes()[:-1]),
         IntegrityError,
         r"manifest\.json was changed",
     ),
-    "list manifest": (_write(MANIFEST, b"[]"), ArtifactError, "artefact holds kind None"),
-    "other kind": (_edit_manifest(kind="run"), ArtifactError, "artefact holds kind 'run', not 'bundle'"),
+    "list manifest": (_write(MANIFEST, b"[]"), ArtifactError, "artefact is of kind None"),
+    "other kind": (_edit_manifest(kind="run"), ArtifactError, "artefact is of kind 'run', not 'bundle'"),
     "other version": (
         _edit_manifest(schema_version=2),
         SchemaVersionError,
-        r"manifest\.json: schema version 2.*reads 3",
+        r"manifest\.json has schema version 2, but .* reads 3; create the bundle again with this version",
     ),
     "edited body": (_edit_manifest(answer=43), IntegrityError, r"manifest\.json was changed"),
     "file struck out": (_edit_manifest(files={}), IntegrityError, r"manifest\.json was changed"),
@@ -165,8 +177,8 @@ def test_any_changed_byte_of_the_manifest_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "artefact")
     content = (path / MANIFEST).read_bytes()
     whole = json.loads(content)
-    for place in range(0, len(content), 7):
-        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    for position in range(0, len(content), 7):
+        changed = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
         (path / MANIFEST).write_bytes(changed)
         try:
             is_same = json.loads(changed) == whole  # white space may change

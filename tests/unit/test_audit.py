@@ -6,28 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.histories import Histories, Interactions
-from ray_recsys.core.inspecting.audit import (
+from ray_recsys.core.inspecting.audit import AuditedItems, PartitionAudit, audit, audit_partition
+from ray_recsys.core.inspecting.audit_findings import (
     MAX_EXAMPLES,
     Finding,
-    add_counts,
     audit_items,
     audit_manifest,
     find,
     merge_findings,
 )
-from ray_recsys.core.inspecting.audit_histories import AuditedUsers, audit_negatives
-from ray_recsys.core.inspecting.audit_partition import PartitionAudit, audit_partition
-from ray_recsys.core.inspecting.audit_users import audit_user_partitions, home_partitions, misplaced_users
-from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
-from ray_recsys.core.sampling.negatives import NegativeSampler
-from tests.factories import make_prepared_set
+from ray_recsys.core.inspecting.audit_users import (
+    AuditedUsers,
+    audit_negatives,
+    home_partitions,
+)
+from ray_recsys.core.prepared import ITEMS, PreparedSet, write_prepared_manifest
+from ray_recsys.errors import ArtifactError
+from ray_recsys.progress import Event
+from tests.executors import EXECUTOR
+from tests.factories import change_a_byte, make_prepared_set, replace_user_ids, rewrite_partitions
 
 PARTITION = 1
 Change = Callable[[Histories], Histories]
@@ -39,22 +42,17 @@ def prepared(tmp_path: Path) -> PreparedSet:
 
 
 def rewrite(prepared: PreparedSet, change: Change, **manifest_changes: object) -> PreparedSet:
-    """Returns the set with a partition's histories changed and the manifest signed anew."""
-    ids = prepared.read_user_ids(PARTITION).combine_chunks()
-    info, _ = write_partition(prepared.path, PARTITION, change(prepared.read_partition(PARTITION)), ids)
-    partitions = tuple(info if p == PARTITION else old for p, old in enumerate(prepared.manifest.partitions))
-    changes = {"partitions": partitions, **manifest_changes}
-    write_prepared_manifest(prepared.path, prepared.manifest.model_copy(update=changes), {})
-    return PreparedSet.open(prepared.path)
+    """Returns the set with the partition's histories changed."""
+    return rewrite_partitions(prepared, change, PARTITION, **manifest_changes)
 
 
 def checked(prepared: PreparedSet) -> PartitionAudit:
-    return audit_partition(prepared, PARTITION, item_rank(prepared))
+    items = AuditedItems.of(prepared, prepared.read_items())
+    return audit_partition(prepared, PARTITION, items, draws_negatives=False)
 
 
 def item_rank(prepared: PreparedSet) -> Int64s:
-    ranks: Int64s = np.argsort(pc.sort_indices(prepared.read_items()["item_id"]).to_numpy())
-    return ranks
+    return AuditedItems.of(prepared, prepared.read_items()).rank
 
 
 def only_finding(prepared: PreparedSet) -> Finding:
@@ -63,22 +61,22 @@ def only_finding(prepared: PreparedSet) -> Finding:
     return findings[0]
 
 
-def put(part: Interactions, place: int, **values: int) -> Interactions:
-    """Returns the part with some columns changed at one place."""
+def put(part: Interactions, index: int, **values: int) -> Interactions:
+    """Returns the part with some columns of one interaction changed."""
     columns = {name: np.array(getattr(part, name)) for name in values}
     for name, value in values.items():
-        columns[name][place] = value
+        columns[name][index] = value
     return replace(part, **columns)
 
 
 def test_a_clean_set_has_no_finding(prepared: PreparedSet) -> None:
-    sampler = NegativeSampler.from_recipe(Recipe(), prepared.item_counts())
+    items = AuditedItems.of(prepared, prepared.read_items())
     recount = np.zeros(prepared.manifest.num_items, np.int64)
     for partition in range(len(prepared.manifest.partitions)):
-        audited = audit_partition(prepared, partition, item_rank(prepared), sampler)
+        audited = audit_partition(prepared, partition, items, draws_negatives=True)
         assert audited.findings == ()
         assert audited.num_negatives == prepared.manifest.partitions[partition].num_training * 4
-        add_counts(recount, audited.item_idx, audited.counts)
+        recount[audited.item_idx] += audited.counts
     assert (recount == prepared.item_counts()).all()
     assert audit_items(prepared.read_items(), recount) == []
     assert audit_manifest(prepared.manifest) == []
@@ -92,7 +90,7 @@ def test_a_training_pair_that_is_held_out(prepared: PreparedSet, name: str) -> N
         return replace(histories, test=part) if name == "test" else replace(histories, validation=part)
 
     finding = only_finding(rewrite(prepared, leak))
-    assert finding.fault == f"pairs of the training in the {name}"
+    assert finding.fault == f"training pairs in the {name}"
     assert finding.count == 1
     user_idx = prepared.manifest.partitions[PARTITION].first_user_idx + 4
     assert finding.examples[0].startswith(f"user_idx {user_idx} ('user-{user_idx:05d}'), item_idx ")
@@ -103,7 +101,7 @@ def test_a_validation_pair_in_the_test(prepared: PreparedSet) -> None:
         return replace(histories, test=replace(histories.test, item_idx=histories.validation.item_idx))
 
     finding = only_finding(rewrite(prepared, leak))
-    assert finding.fault == "pairs of the validation in the test"
+    assert finding.fault == "validation pairs in the test"
     assert finding.count == prepared.manifest.partitions[PARTITION].num_users
     assert len(finding.examples) == MAX_EXAMPLES
 
@@ -134,7 +132,7 @@ def test_an_item_held_out_too_early(prepared: PreparedSet) -> None:
         return replace(histories, test=put(histories.test, 3, timestamp_s=999_999))
 
     finding = only_finding(rewrite(prepared, early))
-    assert finding.fault == "test items earlier than the user's last that is not held out for it"
+    assert finding.fault == "test items earlier than a preceding interaction of their user"
     assert finding.examples[0].endswith("second 999999")
 
 
@@ -158,8 +156,8 @@ def test_ties_inside_a_part_that_are_not_in_order_of_id(prepared: PreparedSet) -
     tied = rewrite(prepared, tie, split=split)
     assert checked(tied).findings == ()
     finding = only_finding(rewrite(tied, swap))
-    assert (finding.fault, finding.count) == ("items of one moment that are not in order of item id", 1)
-    assert "): before its equals comes item_idx " in finding.examples[0]
+    assert (finding.fault, finding.count) == ("simultaneous items that are not in order of item id", 1)
+    assert "): misplaced item_idx " in finding.examples[0]
     finer = {**split, "time_unit_us": 1_000}
     assert checked(rewrite(tied, swap, split=finer)).findings == (), "milliseconds may have decided"
 
@@ -176,7 +174,7 @@ def test_ties_between_training_and_a_held_out_item_that_are_not_in_order_of_id(p
 
     finding = only_finding(rewrite(prepared, same_moment, split=split))
     assert (finding.fault, finding.count) == (
-        "items of one moment that are not in order of item id",
+        "simultaneous items that are not in order of item id",
         int(np.count_nonzero(is_behind)),
     )
 
@@ -209,9 +207,7 @@ def test_an_item_index_that_the_vocabulary_does_not_have(prepared: PreparedSet) 
     def unknown(histories: Histories) -> Histories:
         return replace(histories, test=put(histories.test, 0, item_idx=prepared.manifest.num_items))
 
-    assert (
-        only_finding(rewrite(prepared, unknown)).fault == "item indices of the test that the vocabulary does not have"
-    )
+    assert only_finding(rewrite(prepared, unknown)).fault == "item indices of the test outside the vocabulary"
 
 
 def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
@@ -225,14 +221,9 @@ def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
 
 
 def test_user_ids_that_are_null_or_occur_again(prepared: PreparedSet) -> None:
-    path = prepared.partition_path(PARTITION)
-    table = pq.read_table(path)
-    ids = table["user_id"].to_pylist()
-    ids[1], ids[2] = ids[0], None
-    pq.write_table(table.set_column(1, "user_id", pa.array(ids)), path)
-    write_prepared_manifest(prepared.path, prepared.manifest, {})
-    finding = only_finding(PreparedSet.open(prepared.path))
-    assert (finding.fault, finding.count) == ("user ids that are null or occur again", 2)
+    first, _, _, *rest = prepared.read_user_ids(PARTITION).to_pylist()
+    finding = only_finding(replace_user_ids(prepared, PARTITION, [first, first, None, *rest]))
+    assert (finding.fault, finding.count) == ("user ids that are null or repeated", 2)
 
 
 def test_a_user_without_training_interactions(prepared: PreparedSet) -> None:
@@ -249,34 +240,12 @@ def test_a_user_without_training_interactions(prepared: PreparedSet) -> None:
 
 def test_a_changed_byte_and_a_partition_with_other_counts(prepared: PreparedSet) -> None:
     path = prepared.partition_path(PARTITION)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    change_a_byte(path)
     finding = only_finding(prepared)
-    assert finding.fault == "files that are damaged"
+    assert finding.fault == "damaged files"
     assert str(path) in finding.examples[0]
     path.unlink()
     assert "is missing" in only_finding(prepared).examples[0]
-
-
-def user_partitions(prepared: PreparedSet) -> list[Finding]:
-    num_partitions = len(prepared.manifest.partitions)
-    ids = [prepared.read_user_ids(p).combine_chunks() for p in range(num_partitions)]
-    return audit_user_partitions(
-        prepared, {p: misplaced_users(ids[p], p, num_partitions) for p in range(num_partitions)}
-    )
-
-
-def test_a_user_in_two_partitions(prepared: PreparedSet) -> None:
-    assert user_partitions(prepared) == []
-    path = prepared.partition_path(PARTITION)
-    table = pq.read_table(path)
-    ids = table["user_id"].to_pylist()
-    ids[3] = "user-00002"  # of partition 0
-    pq.write_table(table.set_column(1, "user_id", pa.array(ids)), path)
-    (finding,) = user_partitions(prepared)
-    assert finding.fault == "user ids in more than one partition"
-    assert finding.examples == ("user_id 'user-00002' in 2 partitions",)
 
 
 def test_where_an_id_belongs_does_not_depend_on_its_type() -> None:
@@ -306,10 +275,10 @@ def items(ids: list[str | None], counts: list[int]) -> pa.Table:
     [
         (items(["a", "b"], [1, 3]), [1, 3], "items that are not in order of descending count, ties by id"),
         (items(["b", "a"], [3, 3]), [3, 3], "items that are not in order of descending count, ties by id"),
-        (items(["a", "b", "a"], [3, 2, 1]), [3, 2, 1], "item ids that are null or occur again"),
-        (items(["a", None], [3, 2]), [3, 2], "item ids that are null or occur again"),
+        (items(["a", "b", "a"], [3, 2, 1]), [3, 2, 1], "item ids that are null or repeated"),
+        (items(["a", None], [3, 2]), [3, 2], "item ids that are null or repeated"),
         (items(["a", "b"], [3, 2]), [3, 0], "items without training interactions"),
-        (items(["a", "b"], [3, 2]), [3, 1], "items whose count is not that of the training histories"),
+        (items(["a", "b"], [3, 2]), [3, 1], "items whose count differs from the training histories"),
     ],
 )
 def test_faults_of_the_item_table(table: pa.Table, recount: list[int], fault: str) -> None:
@@ -340,3 +309,60 @@ def test_findings_of_partitions_are_added_up() -> None:
     assert [(finding.fault, finding.count) for finding in merged] == [("a", 16), ("b", 2)]
     assert merged[0].examples == ("0", "1", "2", "3", "4", "5", "6", "7", "0", "1")
     assert merged[1].examples == ("0", "2")
+
+
+class TestWholeSets:
+    def test_a_clean_set_passes(self, tmp_path: Path) -> None:
+        prepared = make_prepared_set(tmp_path / "prepared", num_partitions=10)
+        lines: list[Event] = []
+        found = audit(prepared.path, EXECUTOR, report=lines.append)
+        assert found.passed
+        assert found.findings == ()
+        assert found.model_dump()["passed"] is True
+        assert found.num_users == 60
+        sampled = prepared.manifest.partitions[::2]
+        assert found.num_negatives == 4 * sum(partition.num_training for partition in sampled)
+        assert lines[-1] == "passed"
+
+    def test_faults_are_counted_over_partitions_and_items(self, prepared: PreparedSet) -> None:
+        def leak(histories: Histories) -> Histories:
+            first = histories.training.item_idx[histories.training.offsets[:-1]]
+            return replace(histories, validation=replace(histories.validation, item_idx=first))
+
+        rewrite_partitions(prepared, leak, num_training=1)
+        found = audit(prepared.path, EXECUTOR)
+        assert not found.passed
+        leaked, adding = found.findings
+        assert (leaked.fault, leaked.count) == ("training pairs in the validation", 60)
+        assert leaked.examples[0].startswith("user_idx 0 ('user-00000'), item_idx ")
+        assert adding.fault == "counts of the manifest that do not add up"
+
+    @pytest.mark.parametrize("partition", [1, 2])
+    def test_a_user_in_two_partitions_wherever_the_copy_is(self, prepared: PreparedSet, partition: int) -> None:
+        assert "user-00002" in prepared.read_user_ids(0).to_pylist()
+        ids = prepared.read_user_ids(partition).to_pylist()
+        replace_user_ids(prepared, partition, ["user-00002", *ids[1:]])
+        (finding,) = audit(prepared.path, EXECUTOR).findings
+        assert finding.fault == "user ids in more than one partition"
+        assert finding.examples == ("user_id 'user-00002' in 2 partitions",)
+
+    def test_damage_is_a_finding_and_not_an_error(self, prepared: PreparedSet) -> None:
+        path = prepared.path / ITEMS
+        change_a_byte(path)
+        (finding,) = audit(prepared.path, EXECUTOR).findings
+        assert finding.fault == "damaged files"
+        path.write_bytes(path.read_bytes()[:-1])
+        (finding,) = audit(prepared.path, EXECUTOR).findings
+        assert "truncated or changed" in finding.examples[0]
+
+    def test_a_damaged_partition_hides_no_fault_of_another(self, prepared: PreparedSet) -> None:
+        ids = prepared.read_user_ids(1).to_pylist()
+        repeated = replace_user_ids(prepared, 1, [ids[1], *ids[1:]])
+        change_a_byte(repeated.partition_path(2))
+        faults = {finding.fault: finding.count for finding in audit(prepared.path, EXECUTOR).findings}
+        assert faults["damaged files"] == 1
+        assert faults["user ids that are null or repeated"] == 1
+
+    def test_a_folder_that_is_not_a_prepared_set_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match=MANIFEST):
+            audit(tmp_path, EXECUTOR)

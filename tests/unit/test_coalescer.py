@@ -1,4 +1,4 @@
-"""Queries that wait go together, too many are refused, and one call's failure is that of its queries alone."""
+"""Waiting queries share a call, a full queue refuses, and a failed call fails only its own queries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from ray_recsys.serving.stages import Answer
 
 
 class SlowStages:
-    """Answers when it is let; an answer's only item is the user of its query."""
+    """Answers once `go` is set; an answer's only item is its query's user."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[int | None]]] = []

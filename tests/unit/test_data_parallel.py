@@ -14,7 +14,7 @@ from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import Trainer

@@ -1,22 +1,19 @@
-from collections.abc import Iterator, Sequence
+"""Batches of an epoch: the same whatever the layout, read ahead in bounded memory."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_recsys.config import FeedRecipe, Recipe
+from ray_recsys.config import Recipe
 from ray_recsys.config.files import load_recipe
-from ray_recsys.core.histories import Interactions
-from ray_recsys.core.prefetch import Prefetched
-from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece
-from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.core.sampling.histories_source import HistoriesSource
-from ray_recsys.core.sampling.local_feed import local_feed
+from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
+from ray_recsys.core.sampling.epoch_stream import Batch, EpochStream, Prefetched, WindowReader, WindowSamples
 from ray_recsys.core.sampling.negatives import NegativeSampler
-from ray_recsys.core.sampling.positives import Positives
-from ray_recsys.core.sampling.weights import positive_weights
-from ray_recsys.errors import ArtifactError
+from ray_recsys.core.sampling.window_readers import HistoryReader, local_feed
 from tests.factories import make_prepared_set
 
 
@@ -39,23 +36,11 @@ def test_every_interaction_comes_once_under_any_layout(
         ranks = [list(stream.batches(epoch)) for stream in streams]
         assert {len(batches) for batches in ranks} == {-(-prepared.manifest.num_training // 50)}
         for step in zip(*ranks, strict=True):
-            assert {batch.global_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
+            assert {batch.global_batch_size for batch in step} == {sum(len(batch.user_idx) for batch in step)}
         whole = list(local_feed(one, load_recipe(None, ["train.batch_size=50"])).batches(epoch))
         assert samples_of([b for batches in ranks for b in batches]) == samples_of(whole)
     for stream in streams:
         stream.close()
-
-
-def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
-    recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
-    prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
-    whole = list(local_feed(prepared, recipe).batches(3))
-    for first_step in (0, 1, 7, len(whole) - 1, len(whole)):
-        rest = list(local_feed(prepared, recipe).batches(3, first_step))
-        assert len(rest) == len(whole) - first_step
-        for batch, expected in zip(rest, whole[first_step:], strict=True):
-            np.testing.assert_array_equal(batch.user_idx, expected.user_idx)
-            np.testing.assert_array_equal(batch.item_idx, expected.item_idx)
 
 
 def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
@@ -65,15 +50,6 @@ def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
     )
     assert np.mean(first == second) < 0.05
     assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.1
-
-
-def test_windows_grow_from_a_small_one_and_are_others_each_epoch() -> None:
-    recipe = load_recipe(None, ["feed.window_interactions=4000000"])
-    plan = EpochPlan.make([1_000_000] * 12, recipe, rank=0, world_size=1)
-    first, second = (plan.windows(epoch) for epoch in (1, 2))
-    assert [len(window.pieces) for window in first] == [1, 2, 4, 4, 1]
-    assert sorted(piece for window in first for piece in window.pieces) == list(plan.pieces)
-    assert [window.pieces for window in first] != [window.pieces for window in second]
 
 
 @pytest.mark.parametrize(("window", "num_reads"), [(10**6, 1), (150, 2)])
@@ -88,23 +64,10 @@ def test_what_fits_into_a_window_is_read_once(tmp_path: Path, window: int, num_r
             were_read.append(piece.partition)
             yield prepared.read_columns(piece.partition, ["user_idx", "item_idx"])
 
-    source = HistoriesSource(plan, NegativeSampler.from_recipe(recipe, prepared.item_counts()), recipe, read)
+    source = HistoryReader(plan, NegativeSampler.from_recipe(recipe, prepared.item_counts()), recipe, read)
     for epoch in (1, 2):
         assert sum(1 for _ in source(epoch, plan.windows(epoch))) == len(plan.windows(epoch))
     assert sorted(were_read) == sorted([*range(4)] * num_reads)
-
-
-def test_a_user_who_has_everything_weighs_nothing(tmp_path: Path) -> None:
-    prepared = make_prepared_set(tmp_path / "data")
-    table = pa.table({"user_idx": [0, 1], "item_idx": pa.array([[2, 0, 1], [1]], pa.list_(pa.int32()))})
-    positives = Positives.from_table(table, Piece(0, 1, 4), 3, Recipe())
-    sampler = NegativeSampler(3, 4, 0)
-    samples = positives.samples(np.arange(3), 1, sampler)
-    assert positives.num_without_negatives == 2
-    assert samples.weight.tolist() == [0, 0, 1]
-    assert samples.item_idx[:2].tolist() == [[0] * 5, [1] * 5]
-    assert set(samples.item_idx[2, 1:].tolist()) <= {0, 2}
-    assert prepared.manifest.num_items == 40
 
 
 def test_held_out_items_are_excluded_on_request(tmp_path: Path) -> None:
@@ -117,31 +80,74 @@ def test_held_out_items_are_excluded_on_request(tmp_path: Path) -> None:
         assert (sum(hits) == 0) == is_free
 
 
-def test_explicit_ratings_have_no_negatives() -> None:
-    lists = {"item_idx": pa.array([[2, 0], [1]], pa.list_(pa.int32()))}
-    table = pa.table({"user_idx": [4, 5], **lists, "rating": pa.array([[5.0, 1.0], [3.5]], pa.list_(pa.float32()))})
-    recipe = load_recipe(None, ["train.objective=explicit", "input.rating_column=rating"])
-    samples = Positives.from_table(table, Piece(0, 0, 3), 3, recipe).samples(np.arange(3), 1, NegativeSampler(3, 4, 0))
-    assert samples.item_idx.tolist() == [[2], [0], [1]]
-    assert samples.rating is not None
-    assert samples.rating.tolist() == [5.0, 1.0, 3.5]
-    with pytest.raises(ArtifactError, match="no ratings"):
-        Positives.from_table(table.drop_columns("rating"), Piece(0, 0, 3), 3, recipe)
+def test_epochs_may_come_in_any_order(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["train.batch_size=50", "feed.window_interactions=150"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=4)
+    expected = [samples_in_order(local_feed(prepared, recipe), epoch) for epoch in (1, 2, 3)]
+    stream = local_feed(prepared, recipe)
+    for epoch in (1, 3, 3, 2):  # each but the first discards a prefetched epoch
+        assert samples_in_order(stream, epoch) == expected[epoch - 1]
+    stream.close()
 
 
-def test_weights_by_hand() -> None:
-    items, repetition = np.zeros(4, np.int32), np.array([1, 3, 1, 2], np.int32)
-    training = Interactions(np.array([0, 3, 3, 4]), items, repetition=repetition)
-    assert positive_weights(training, FeedRecipe()) is None
-    recency = positive_weights(training, FeedRecipe(recency_half_life=1))
-    assert recency is not None
-    np.testing.assert_allclose(recency, np.array([0.25, 0.5, 1, 1.75 / 3]) * 3 / 1.75, rtol=1e-6)
-    both = np.array([0.25, 0.5 * (1 + np.log(3)), 1])
-    found = positive_weights(training, FeedRecipe(recency_half_life=1, weight_by_repetition=True))
-    assert found is not None
-    np.testing.assert_allclose(found, [*(both * 3 / both.sum()), 1], rtol=1e-6)
-    with pytest.raises(ArtifactError, match="deduplicate = 'count'"):
-        positive_weights(Interactions(training.offsets, items), FeedRecipe(weight_by_repetition=True))
+def samples_in_order(stream: EpochStream, epoch: int) -> list[list[int]]:
+    return [row for batch in stream.batches(epoch) for row in batch.item_idx.tolist()]
+
+
+class RecordingReader:
+    """A window reader that records the epochs it was asked for and those whose reading was ended."""
+
+    def __init__(self, reader: WindowReader) -> None:
+        self._reader = reader
+        self.asked: list[int] = []
+        self.ended: list[int] = []
+
+    def __call__(self, epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
+        self.asked.append(epoch)
+        try:
+            yield from self._reader(epoch, windows)
+        finally:
+            self.ended.append(epoch)
+
+
+def test_the_next_epoch_is_read_ahead_and_close_ends_that(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["train.batch_size=50", "train.epochs=2", "feed.window_interactions=100"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=4)
+    whole = local_feed(prepared, recipe)
+    reader = RecordingReader(whole._read)
+    stream = EpochStream(whole.plan, reader, recipe)
+    assert sum(1 for _ in stream.batches(1)) == whole.plan.num_steps
+    wait_until(lambda: reader.asked == [1, 2])
+    assert reader.ended == [1]
+    stream.close()
+    assert reader.ended == [1, 2]
+    assert sum(1 for _ in stream.batches(2)) == whole.plan.num_steps
+    assert reader.asked == reader.ended == [1, 2, 2]  # after the last epoch nothing is read ahead
+
+
+def test_an_epoch_that_is_left_early_ends_its_reading(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["train.batch_size=1", "train.epochs=1", "feed.window_interactions=1"])
+    whole = local_feed(make_prepared_set(tmp_path / "data", num_partitions=20, num_users=60), recipe)
+    reader = RecordingReader(whole._read)
+    batches = EpochStream(whole.plan, reader, recipe).batches(1)
+    next(batches)
+    assert isinstance(batches, Generator)
+    batches.close()
+    assert reader.ended == [1]
+
+
+def test_a_set_without_positives_has_no_batches(tmp_path: Path) -> None:
+    plan = EpochPlan.make([0, 0], Recipe(), rank=0, world_size=2)
+    reader = RecordingReader(local_feed(make_prepared_set(tmp_path / "data"), Recipe())._read)
+    assert list(EpochStream(plan, reader, Recipe()).batches(1)) == []
+    assert reader.asked == []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def test_prefetched_keeps_order_and_errors() -> None:
@@ -154,3 +160,27 @@ def test_prefetched_keeps_order_and_errors() -> None:
     with pytest.raises(ValueError, match="broken"):
         next(ahead)
     ahead.close()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_prefetched_stays_within_its_depth_and_closes_its_iterator(depth: int) -> None:
+    made: list[int] = []
+    closed: list[bool] = []
+
+    def source() -> Iterator[int]:
+        try:
+            for number in range(100):
+                made.append(number)
+                yield number
+        finally:
+            closed.append(True)
+
+    ahead = Prefetched(source(), depth)
+    for taken in range(5):
+        assert next(ahead) == taken
+        wait_until(lambda taken=taken: len(made) == taken + 1 + depth)  # type: ignore[misc]
+        time.sleep(0.02)
+        assert len(made) == taken + 1 + depth
+    ahead.close()
+    assert closed == [True]
+    assert list(ahead) == []

@@ -122,7 +122,7 @@ def test_data_with_a_changed_byte_are_refused(run: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_id,item_id\na,b\n", "no column label; columns found: user_id, item_id"),
+        ("user_id,item_id\na,b\n", r"no column label \(columns found: user_id, item_id\)"),
         ("user_id,item_id,label\na,b,2\n", "row 1: 2; a label is 1"),
         ("user_id,item_id,label\na,b,1\na,b,0\n", "user 'a', item 'b' occurs twice"),
         ("user_id,item_id,label\na,b,yes\n", "column label"),

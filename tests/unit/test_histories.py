@@ -85,3 +85,24 @@ def test_a_partition_too_large_for_its_offsets_is_refused() -> None:
     huge = Interactions(np.array([0, 2**31]), np.zeros(0, np.int32))
     with pytest.raises(AssertionError, match="32-bit"):
         to_table(Histories(0, huge, huge, huge), pa.array(["u"]))
+
+
+@given(histories())
+def test_everything_together_is_each_users_interactions_by_time(made: Histories) -> None:
+    merged = made.with_held_out()
+    assert not len(merged.validation.item_idx)
+    assert not len(merged.test.item_idx)
+    for row in range(made.training.num_users):
+        expected = []
+        for part in (made.training, made.validation, made.test):
+            for index in range(part.offsets[row], part.offsets[row + 1]):
+                columns = [getattr(part, name) for name in COLUMNS]
+                expected.append([None if column is None else column[index].item() for column in columns])
+        if made.training.timestamp_s is not None:
+            expected.sort(key=lambda values: values[1] or 0)  # stable: ties keep training, validation, test
+        found = slice(*merged.training.offsets[row : row + 2])
+        columns = [getattr(merged.training, name) for name in COLUMNS]
+        assert [
+            [None if column is None else column[index].item() for column in columns]
+            for index in range(found.start, found.stop)
+        ] == expected

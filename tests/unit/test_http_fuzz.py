@@ -1,4 +1,4 @@
-"""Whatever is sent, the API answers in JSON below 500, and a refusal says what is wrong (the app over local stages)."""
+"""Whatever is sent, the API answers JSON below 500, and an error says what is wrong."""
 
 import json
 from collections import Counter
@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.serving.api import Api
-from ray_recsys.serving.stages import LocalStages
-from tests.app_client import AppClient
+from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
 
@@ -25,7 +23,7 @@ LIMITS = ServeRecipe(max_k=20, num_candidates=20, max_candidates=30, max_history
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     home = tmp_path_factory.mktemp("fuzz")
     publish_bundle(home / "registry", make_prepared_set(home / "prepared"))
-    client = AppClient(Api(home / "registry", LocalStages(home / "registry"), LIMITS, max_calls=1))
+    client = AppClient(local_api(home / "registry", LIMITS))
     yield client
     client.close()
 
@@ -57,6 +55,8 @@ plausible = st.fixed_dictionaries(
         "num_candidates": counts | scalars,
         "exclude_seen": st.booleans() | scalars,
         "exclude_items": st.lists(items | scalars, max_size=45),
+        "explain": st.booleans() | scalars,
+        "string_ids": st.booleans() | scalars,
     },
 )
 
@@ -67,7 +67,7 @@ def test_any_json(client: AppClient) -> None:
     @settings(max_examples=300)
     @given(body=plausible | anything)
     def ask(body: Any) -> None:
-        # json.dumps writes NaN and Infinity, which are no JSON: they too must be refused
+        # json.dumps writes NaN and Infinity, which are not JSON: they must be refused
         answer = client.request(
             "POST", "/v1/recommend", content=json.dumps(body), headers={"Content-Type": "application/json"}
         )

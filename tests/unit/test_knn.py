@@ -15,7 +15,6 @@ from ray_recsys.core.arrays import Float32s, Float64s
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models import item_knn, user_knn
 from ray_recsys.core.models.item_knn import ItemKNN
-from ray_recsys.core.models.neighbours import NONE
 from ray_recsys.core.models.similarity import find_similar
 from ray_recsys.core.models.sparse_rows import to_csr
 from ray_recsys.core.models.training_matrix import read_training_matrix
@@ -61,7 +60,7 @@ def best_of_each(similarity: Float32s, num_kept: int) -> Float32s:
     ],
 )
 def test_similarities_of_an_item_by_hand(recipe: dict[str, float], expected: list[float]) -> None:
-    similar = find_similar(ITEMS, SimilarityRecipe.model_validate(recipe), HERE).take(np.array([0]))
+    similar = find_similar(ITEMS, SimilarityRecipe.model_validate(recipe), HERE).take(slice(0, 1))
     assert similar.idx.tolist() == [1, 2, 3][: len(expected)]
     assert np.allclose(similar.weights, expected)
 
@@ -88,7 +87,7 @@ def test_similarities_are_those_of_brute_force_for_any_blocks(
     expected = best_of_each(dense_similarity(queries, rows, recipe), recipe.num_neighbours)
     assert np.array_equal(to_csr(found, 7).toarray(), expected)
     for row in range(7):
-        one = found.take(np.array([row]))
+        one = found.take(slice(row, row + 1))
         weights, idx = one.weights, one.idx
         assert (np.diff(weights) <= 0).all()
         assert (np.diff(idx)[np.diff(weights) == 0] > 0).all()
@@ -119,10 +118,10 @@ def test_item_knn_by_hand() -> None:
     assert np.allclose(model.scores(folded, np.array([[2, 3]])), [[to_2[0] / 2 + to_2[1], to_3 / 2]])
 
 
-def test_an_item_has_as_many_neighbours_as_are_similar() -> None:
+def test_neighbours_of_an_item_are_filled_with_the_first_that_are_missing() -> None:
     model = ItemKNN(HISTORIES, find_similar(ITEMS, SimilarityRecipe(), HERE), ItemKNNRecipe())
     neighbours = model.neighbours(3, HERE)
-    assert neighbours.item_idx.tolist() == [[1, 2, 3], [0, 2, NONE], [1, 0, NONE], [0, NONE, NONE]]
+    assert neighbours.item_idx.tolist() == [[1, 2, 3], [0, 2, 3], [1, 0, 3], [0, 1, 2]]
     assert np.allclose(neighbours.scores[3], [1 / 3**0.5, 0, 0])
 
 
@@ -163,7 +162,7 @@ def test_folded_in_history_finds_its_own_user_and_that_users_neighbours(tmp_path
     model = user_knn.fit(prepared, parse_recipe({"model": recipe}, "test"), HERE)
     matrix = read_training_matrix(prepared)
     for user in range(30):
-        folded = model.fold_in(matrix.take(np.array([user])).idx)
+        folded = model.fold_in(matrix.take(slice(user, user + 1)).idx)
         trained = model.users(np.array([user]))
         is_other = folded.idx != user
         assert is_other.sum() == len(folded.idx) - 1

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,21 @@ def make(train: TrainRecipe | None = None, **keys: object) -> NeuMF:
     return model
 
 
-def textbook(model: NeuMF, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+def logits_of(model: NeuMF, user_idx: Tensor, item_idx: Tensor, recent: Tensor | None = None) -> Tensor:
+    gmf, mlp = model.branches(user_idx, item_idx, recent)
+    return gmf + mlp
+
+
+def textbook(model: NeuMF, user_idx: Tensor, item_idx: Tensor, recent: list[list[int]] | None = None) -> Tensor:
     """Logits of pairs, int64[n] each: concatenate the embeddings, then full layers, then one output layer."""
-    user_mlp, item_mlp = model.user_mlp[user_idx], model.item_mlp[item_idx]
+    user_gmf, user_mlp, item_mlp = model.user_gmf[user_idx], model.user_mlp[user_idx], model.item_mlp[item_idx]
     layers = [(torch.cat([model.user_half.weight, model.item_half.weight], dim=1), model.user_half.bias)]
+    if recent is not None:
+        assert model.recent is not None
+        means = _means_of(model, recent)
+        user_gmf = user_gmf + (means * model.recent.gate).sum(dim=1)
+        user_mlp = torch.cat([means.flatten(1), user_mlp], dim=1)
+        layers = [(torch.cat([model.recent.layer.weight, layers[0][0]], dim=1), model.user_half.bias)]
     layers += [(layer.weight, layer.bias) for layer in model.hidden]  # type: ignore[misc]
     x = torch.cat([user_mlp, item_mlp], dim=1)
     for number, (weight, bias) in enumerate(layers):
@@ -36,9 +48,45 @@ def textbook(model: NeuMF, user_idx: Tensor, item_idx: Tensor) -> Tensor:
         if model.norms is not None:
             x = model.norms[number](x)
         x = x.relu()
-    joined = torch.cat([model.user_gmf[user_idx] * model.item_gmf[item_idx], x], dim=1)
-    output = torch.cat([model.gmf_output, model.mlp_output])
+    joined = torch.cat([user_gmf * model.item_gmf[item_idx], x], dim=1)
+    gmf_output = torch.ones(4) if model.gmf_output is None else model.gmf_output
+    output = torch.cat([gmf_output, model.mlp_output])
     return joined @ output + model.user_bias[user_idx] + model.item_bias[item_idx] + model.global_bias
+
+
+def _means_of(model: NeuMF, recent: list[list[int]]) -> Tensor:
+    assert model.recent is not None
+    rows = []
+    for items in recent:
+        for half_life in model.recipe.recent_half_lives:
+            weights = torch.tensor([2 ** (-age / half_life) for age in range(len(items))])
+            sums = sum((w * model.recent.items[i] for w, i in zip(weights, items, strict=True)), torch.zeros(4))
+            rows.append(sums / weights.sum() if items else torch.zeros(4))
+    return torch.stack(rows).view(len(recent), len(model.recipe.recent_half_lives), 4)
+
+
+@pytest.mark.parametrize("gmf_output", [False, True])
+@pytest.mark.parametrize("num_positives", [2, 9])
+def test_recent_items_equal_the_textbook_forward_and_backward(num_positives: int, gmf_output: bool) -> None:
+    keys: dict[str, Any] = {"recent_items": 4, "recent_half_lives": (1.0, 3.0), "gmf_output": gmf_output}
+    ours, naive = make(**keys), make(**keys)
+    rng = torch.Generator().manual_seed(5)
+    user_idx = torch.randint(USERS, (num_positives,), generator=rng)
+    item_idx = torch.randint(ITEMS, (num_positives, 3), generator=rng)
+    weights = torch.randn(num_positives, 3, generator=rng)
+    recent = [torch.randint(ITEMS, (n % 5,), generator=rng).tolist() for n in range(num_positives)]
+    padded = torch.tensor([items + [-1] * (4 - len(items)) for items in recent])
+
+    logits = logits_of(ours, user_idx, item_idx, padded)
+    repeated = [items for items in recent for _ in range(3)]
+    expected = textbook(naive, user_idx.repeat_interleave(3), item_idx.reshape(-1), repeated).view_as(logits)
+    torch.autograd.backward((logits * weights).sum())
+    torch.autograd.backward((expected * weights).sum())
+
+    torch.testing.assert_close(logits, expected)
+    for (name, a), b in zip(ours.named_parameters(), naive.parameters(), strict=True):
+        assert a.grad is not None, f"{name} is not used"
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -50,7 +98,7 @@ def test_logits_equal_the_textbook_forward_and_backward(num_positives: int, laye
     item_idx = torch.randint(ITEMS, (num_positives, 3), generator=rng)
     weights = torch.randn(num_positives, 3, generator=rng)
 
-    logits = ours.logits(user_idx, item_idx)
+    logits = logits_of(ours, user_idx, item_idx)
     expected = textbook(naive, user_idx.repeat_interleave(3), item_idx.reshape(-1)).view_as(logits)
     torch.autograd.backward((logits * weights).sum())
     torch.autograd.backward((expected * weights).sum())
@@ -64,8 +112,8 @@ def test_logits_equal_the_textbook_forward_and_backward(num_positives: int, laye
 def test_seeded_weights_are_equal_and_dropout_acts_in_training_only() -> None:
     model, same = make(dropout=0.5), make(dropout=0.5)
     user_idx, item_idx = torch.arange(5), torch.arange(10).view(5, 2)
-    assert torch.equal(model.eval().logits(user_idx, item_idx), same.eval().logits(user_idx, item_idx))
-    assert not torch.equal(model.train().logits(user_idx, item_idx), same.eval().logits(user_idx, item_idx))
+    assert torch.equal(logits_of(model.eval(), user_idx, item_idx), logits_of(same.eval(), user_idx, item_idx))
+    assert not torch.equal(logits_of(model.train(), user_idx, item_idx), logits_of(same.eval(), user_idx, item_idx))
 
 
 def batch(*, explicit: bool = False, part: slice = slice(0, B)) -> TensorBatch:
@@ -104,7 +152,8 @@ def test_an_empty_shard_gives_zero_gradients_to_every_parameter() -> None:
 
 def test_implicit_loss_by_hand() -> None:
     model, given = make(TrainRecipe(l2=0.2), gmf_loss_weight=0.5), batch()
-    logits, gmf = model.logits(given.user_idx, given.item_idx), model.gmf_logits(given.user_idx, given.item_idx)
+    gmf, mlp = model.branches(given.user_idx, given.item_idx)
+    logits = gmf + mlp
     expected = 0.0
     for b in range(B):
         for c in range(C):
@@ -121,6 +170,6 @@ def test_implicit_loss_by_hand() -> None:
 def test_explicit_loss_by_hand() -> None:
     model, given = make(TrainRecipe(objective="explicit")), batch(explicit=True)
     assert given.rating is not None
-    predicted = model.logits(given.user_idx, given.item_idx)[:, 0].detach()
+    predicted = logits_of(model, given.user_idx, given.item_idx)[:, 0].detach()
     expected = float((given.weight * (predicted - given.rating) ** 2).sum()) / B
     assert float(model(given).detach()) == pytest.approx(expected, rel=1e-5)

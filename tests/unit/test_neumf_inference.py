@@ -11,14 +11,15 @@ from ray_recsys.core.models.contract import DenseFactors
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.models.registry import load_model
 from tests.bundles import random_model
-from tests.unit.test_neumf import ITEMS, USERS, make
+from tests.unit.test_neumf import ITEMS, USERS, logits_of, make
 
 CATALOGUE = np.tile(np.arange(ITEMS), (USERS, 1))
 
 
 def logits(network: NeuMF) -> np.ndarray:
     with torch.no_grad():
-        return network.eval().logits(torch.arange(USERS), torch.from_numpy(CATALOGUE)).numpy()
+        recent = None if network.latest_items is None else torch.from_numpy(network.latest_items)
+        return logits_of(network.eval(), torch.arange(USERS), torch.from_numpy(CATALOGUE), recent).numpy()
 
 
 @pytest.mark.parametrize("block_values", [6 * 4, 512 * 1024])
@@ -55,7 +56,7 @@ def test_recall_space_orders_by_the_gmf_logit() -> None:
     products = users.values[:, : space.query_width] @ space.item_vectors.T
     with torch.no_grad():
         constant = (network.user_bias + network.global_bias).unsqueeze(1)
-        expected = network.gmf_logits(torch.arange(USERS), torch.from_numpy(CATALOGUE)) - constant
+        expected = network.branches(torch.arange(USERS), torch.from_numpy(CATALOGUE))[0] - constant
     np.testing.assert_allclose(products, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -91,3 +92,49 @@ def test_fold_in_is_a_function_of_the_set_of_the_latest_items() -> None:
     assert isinstance(first, DenseFactors)
     assert isinstance(second, DenseFactors)
     assert np.array_equal(first.values, second.values)
+
+
+def with_recent_items() -> NeuMF:
+    network = make(recent_items=3, gmf_output=False)
+    rng = np.random.default_rng(4)
+    network.latest_items = rng.integers(0, ITEMS, (USERS, 3)).astype(np.int32)
+    network.latest_items[2] = (5, -1, -1)
+    network.latest_items[3] = -1
+    return network
+
+
+def test_recent_items_of_trained_users_count_and_are_saved(tmp_path: Path) -> None:
+    network = with_recent_items()
+    model, everybody = network.export(), np.arange(USERS)
+    np.testing.assert_allclose(model.scores(model.users(everybody)), logits(network), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path)
+    loaded = load_model(tmp_path)
+    assert np.array_equal(loaded.scores(loaded.users(everybody)), model.scores(model.users(everybody)))
+
+
+def test_a_grown_history_keeps_the_trained_embedding_and_nobody_gets_the_mean() -> None:
+    network = with_recent_items()
+    model = network.export()
+    assert network.latest_items is not None
+    history = network.latest_items[0][::-1].copy()  # oldest first
+    same = model.fold_in(history, user_idx=0)
+    assert same is not None
+    np.testing.assert_allclose(model.scores(same), model.scores(model.users(np.array([0]))), rtol=1e-5, atol=1e-6)
+    nobody = model.fold_in(history)
+    with torch.no_grad():
+        for table in (network.user_gmf, network.user_mlp, network.user_bias):
+            table[0] = table.mean(0)
+    mean = network.export()
+    assert nobody is not None
+    np.testing.assert_allclose(mean.scores(nobody), mean.scores(mean.users(np.array([0]))), rtol=1e-5, atol=1e-6)
+
+
+def test_fold_in_of_a_trained_user_starts_from_their_own_embedding() -> None:
+    model = random_model(60, 40).export()
+    trained = model.users(np.array([7]))
+    history = np.array([5, 9, 1], np.int32)
+    near, far = model.fold_in(history, user_idx=7), model.fold_in(history)
+    assert isinstance(near, DenseFactors)
+    assert isinstance(far, DenseFactors)
+    assert isinstance(trained, DenseFactors)
+    assert np.linalg.norm(near.values - trained.values) < np.linalg.norm(far.values - trained.values)

@@ -1,4 +1,4 @@
-"""`prepare` against a plain reference, and its bytes under shuffles, files and blocks; tasks run here, not on Ray."""
+"""`prepare` against a plain reference, and its bytes under shuffles, files and blocks."""
 
 import tempfile
 from pathlib import Path
@@ -15,11 +15,10 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.errors import DataError
+from tests.executors import EXECUTOR
 from tests.prepare_reference import Kept, Row, reference_prepare
-
-pytestmark = pytest.mark.usefixtures("serial_tasks")
 
 ROWS = st.lists(
     st.tuples(
@@ -115,10 +114,10 @@ def test_equals_the_reference(rows: list[Row], data: dict[str, Any]) -> None:
         log = write_log(Path(folder) / "log", rows, num_files=2, row_group_size=7)
         if len(expected.users) < 2 or len(expected.items) < 2:
             with pytest.raises(DataError, match="left of"):
-                prepare([str(log)], Path(folder) / "out", recipe)
+                prepare([str(log)], Path(folder) / "out", recipe, EXECUTOR)
             assert not (Path(folder) / "out").exists()
             return
-        manifest = prepare([str(log)], Path(folder) / "out", recipe)
+        manifest = prepare([str(log)], Path(folder) / "out", recipe, EXECUTOR)
         items, users = read_back(PreparedSet.open(Path(folder) / "out"))
     assert items == expected.items
     assert users == expected.users
@@ -136,12 +135,12 @@ def test_bytes_do_not_depend_on_order_files_or_blocks(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         a, b = Path(folder) / "a", Path(folder) / "b"
         try:
-            prepare([str(write_log(a.with_suffix(".log"), rows, 1, 1000))], a, recipe)
+            prepare([str(write_log(a.with_suffix(".log"), rows, 1, 1000))], a, recipe, EXECUTOR)
         except DataError:
             return
         patch.setattr("ray_recsys.core.preparing.log_reader.BLOCK_ROWS", row_group_size)
-        patch.setattr("ray_recsys.core.preparing.item_codes._MERGED_AT_ONCE", 4)
-        prepare([str(write_log(b.with_suffix(".log"), shuffled, num_files, row_group_size))], b, recipe)
+        patch.setattr("ray_recsys.core.preparing.items._MERGED_AT_ONCE", 4)
+        prepare([str(write_log(b.with_suffix(".log"), shuffled, num_files, row_group_size))], b, recipe, EXECUTOR)
         assert file_bytes(a) == file_bytes(b)
 
 
@@ -155,7 +154,7 @@ def test_every_split_keeps_its_promises(tmp_path: Path, method: str) -> None:
         )
     ]
     recipe = parse_recipe({"input": {"rating_column": "rating"}, "split": {"method": method}}, "test")
-    prepare([str(write_log(tmp_path / "log", rows, 3, 500))], tmp_path / "out", recipe)
+    prepare([str(write_log(tmp_path / "log", rows, 3, 500))], tmp_path / "out", recipe, EXECUTOR)
     prepared = PreparedSet.open(tmp_path / "out")
     prepared.verify()
     _, users = read_back(prepared)
@@ -181,7 +180,7 @@ def test_random_split_changes_with_the_seed_alone(tmp_path: Path) -> None:
         recipe = Recipe.model_validate(
             {"seed": seed, "split": {"method": "random_per_user"}, "input": {"rating_column": "rating"}}
         )
-        prepare([str(log)], tmp_path / name, recipe)
+        prepare([str(log)], tmp_path / name, recipe, EXECUTOR)
         outputs[name] = file_bytes(tmp_path / name)
     assert outputs["a"] == outputs["b"]
     assert outputs["a"] != outputs["c"]

@@ -1,4 +1,4 @@
-"""Formats, dirty rows, side files, reruns and bad input of `prepare`; tasks run here, not on Ray."""
+"""Formats, dirty rows, side files, reruns and bad input of `prepare`."""
 
 import gzip
 import json
@@ -13,11 +13,10 @@ import pytest
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.prepared import PreparedManifest, PreparedSet
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
 from ray_recsys.progress import Event
-
-pytestmark = pytest.mark.usefixtures("serial_tasks")
+from tests.executors import EXECUTOR
 
 # Every user has 4 items, every item 4 users or more.
 ROWS = [(u, 100 + (u + j) % 6, 1 + (u + j) % 5, 1_000_000_000 + 10 * u + j) for u in range(1, 9) for j in range(4)]
@@ -72,7 +71,7 @@ def test_every_format_gives_the_same_prepared_set(tmp_path: Path) -> None:
     logs["gzip"] = (packed, {})
     results = {}
     for name, (path, sections) in logs.items():
-        prepare([path.as_uri() if name == "csv" else str(path)], tmp_path / name, recipe_of(**sections))
+        prepare([path.as_uri() if name == "csv" else str(path)], tmp_path / name, recipe_of(**sections), EXECUTOR)
         results[name] = content(tmp_path / name)
     assert all(result == results["parquet"] for result in results.values())
     assert results["parquet"][0]["item_id"][0] in range(100, 106)
@@ -84,11 +83,11 @@ def test_chunks_and_folders_lose_no_line(tmp_path: Path, monkeypatch: pytest.Mon
     write_text(folder / "a.csv", ",", header=True)
     (folder / "inner" / "b.csv").write_bytes(b"\xef\xbb\xbfuser_id,item_id,rating,timestamp\r\n9,100,3,5\r\n9,101,3,6")
     (folder / "_SUCCESS").touch()
-    whole = prepare([str(folder)], tmp_path / "whole", Recipe())
+    whole = prepare([str(folder)], tmp_path / "whole", Recipe(), EXECUTOR)
     assert whole.rows_in == len(ROWS) + 2
     for block_bytes in (1, 7, 30, 64, 1000):
         monkeypatch.setattr("ray_recsys.core.preparing.log_reader.LINE_BLOCK_BYTES", block_bytes)
-        cut = prepare([str(folder)], tmp_path / f"cut-{block_bytes}", Recipe())
+        cut = prepare([str(folder)], tmp_path / f"cut-{block_bytes}", Recipe(), EXECUTOR)
         assert cut.rows_in == whole.rows_in
         assert content(tmp_path / f"cut-{block_bytes}") == content(tmp_path / "whole")
 
@@ -111,7 +110,7 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
         file.write(b"\xff\xfe,100,3,1000\n")
     messages: list[Event] = []
     recipe = recipe_of(input={"rating_column": "rating"})
-    manifest = prepare([str(log)], tmp_path / "out", recipe, report=messages.append)
+    manifest = prepare([str(log)], tmp_path / "out", recipe, EXECUTOR, report=messages.append)
     assert manifest.rows_dropped == {
         "bad_rating": 1,
         "bad_timestamp": 1,
@@ -120,7 +119,7 @@ def test_dirty_text_rows_are_counted_with_examples(tmp_path: Path) -> None:
         "null_user": 2,
     }
     assert manifest.rows_in == len(ROWS) + 10 == manifest.rows_kept + sum(manifest.rows_dropped.values())
-    assert "5 malformed_row" in messages[-1]
+    assert "5 malformed_row" in str(messages[-1])
     lines = (tmp_path / "out" / "drops" / "malformed_row.jsonl").read_text().splitlines()
     assert {json.loads(line)["line"] for line in lines} >= {"1,2", "1,2,3,4,5", '1,"100,3,1000'}
     assert json.loads((tmp_path / "out" / "drops" / "bad_timestamp.jsonl").read_text())["timestamp"] == "soon"
@@ -131,7 +130,7 @@ def test_a_line_end_inside_quotes_ends_the_record_and_both_halves_are_told(tmp_p
     lines = [",".join(names), *(",".join(map(str, row)) + ",fine" for row in ROWS), '1,100,3,1000,"two', 'lines"']
     log = tmp_path / "log.csv"
     log.write_text("\n".join(lines) + "\n", encoding="utf8")
-    manifest = prepare([str(log)], tmp_path / "out", Recipe())
+    manifest = prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR)
     assert manifest.rows_dropped == {"malformed_row": 2}
     examples = (tmp_path / "out" / "drops" / "malformed_row.jsonl").read_text().splitlines()
     assert [json.loads(example)["line"] for example in examples] == ['1,100,3,1000,"two', 'lines"']
@@ -139,7 +138,7 @@ def test_a_line_end_inside_quotes_ends_the_record_and_both_halves_are_told(tmp_p
 
 def test_dirty_json_lines_are_counted(tmp_path: Path) -> None:
     extra = ["{", "[1]", '{"user_id": [1], "item_id": 2}', '{"user_id": true, "item_id": 2}', '{"item_id": 100}']
-    manifest = prepare([str(write_json(tmp_path / "log.jsonl", extra))], tmp_path / "out", Recipe())
+    manifest = prepare([str(write_json(tmp_path / "log.jsonl", extra))], tmp_path / "out", Recipe(), EXECUTOR)
     assert manifest.rows_dropped == {"malformed_row": 4, "null_user": 1}
 
 
@@ -157,7 +156,7 @@ def test_drop_rules_name_the_first_reason(tmp_path: Path) -> None:
         place=[None if i == 3 else "x" for i in range(len(ROWS))],
         code=["POST" if i == 4 else "85048" for i in range(len(ROWS))],
     )
-    manifest = prepare([str(log)], tmp_path / "out", recipe_of(input={"drop": rules}))
+    manifest = prepare([str(log)], tmp_path / "out", recipe_of(input={"drop": rules}), EXECUTOR)
     assert manifest.rows_dropped == {"cancelled": 2, "free": 1, "no_place": 1, "not_a_product": 1}
 
 
@@ -175,7 +174,9 @@ def test_drop_rules_name_the_first_reason(tmp_path: Path) -> None:
 )
 def test_times_in_any_unit_are_the_same_seconds(tmp_path: Path, times: Any, unit: str) -> None:
     log = write_parquet(tmp_path / "log.parquet", timestamp=times)
-    prepare([str(log)], tmp_path / "out", recipe_of(input={"timestamp_unit": unit}, prepare={"num_partitions": 1}))
+    prepare(
+        [str(log)], tmp_path / "out", recipe_of(input={"timestamp_unit": unit}, prepare={"num_partitions": 1}), EXECUTOR
+    )
     histories = PreparedSet.open(tmp_path / "out").read_partition(0)
     assert histories.training.timestamp_s is not None
     assert histories.test.timestamp_s is not None
@@ -187,7 +188,7 @@ def test_finer_than_a_second_decides_the_order(tmp_path: Path) -> None:
     rows = [(u, i, 1_500_000_000_000 + 5 - i) for u in (1, 2) for i in range(5)]  # the higher the item, the earlier
     table = pa.table(dict(zip(("user_id", "item_id", "timestamp"), zip(*rows, strict=True), strict=True)))
     pq.write_table(table, tmp_path / "log.parquet")
-    prepare([str(tmp_path / "log.parquet")], tmp_path / "out", recipe_of(prepare={"num_partitions": 1}))
+    prepare([str(tmp_path / "log.parquet")], tmp_path / "out", recipe_of(prepare={"num_partitions": 1}), EXECUTOR)
     prepared = PreparedSet.open(tmp_path / "out")
     ids = prepared.read_items()["item_id"].to_pylist()
     assert [ids[i] for i in prepared.read_partition(0).training.item_idx[:3]] == [4, 3, 2]
@@ -198,7 +199,7 @@ def test_ids_come_back_as_they_went_in(tmp_path: Path, text_ids: bool) -> None:
     ids = ["007" if text_ids and row[0] == 7 else str(row[0]) for row in ROWS]
     lines = [f"{user},{row[1]},{row[2]},{row[3]}" for user, row in zip(ids, ROWS, strict=True)]
     (tmp_path / "log.csv").write_text(",".join(NAMES) + "\n" + "\n".join(lines), encoding="utf8")
-    prepare([str(tmp_path / "log.csv")], tmp_path / "out", Recipe())
+    prepare([str(tmp_path / "log.csv")], tmp_path / "out", Recipe(), EXECUTOR)
     items, users = content(tmp_path / "out")
     found = {user for part in users for user in part}
     assert found == ({"007", *(str(u) for u in range(1, 9) if u != 7)} if text_ids else set(range(1, 9)))
@@ -208,16 +209,16 @@ def test_ids_come_back_as_they_went_in(tmp_path: Path, text_ids: bool) -> None:
 def test_float_ids_of_a_pandas_file_are_integers_with_nulls(tmp_path: Path) -> None:
     users = pa.array([float("nan") if i == 0 else float(row[0]) for i, row in enumerate(ROWS)])
     log = write_parquet(tmp_path / "log.parquet", user_id=users)
-    assert prepare([str(log)], tmp_path / "out", Recipe()).rows_dropped == {"null_user": 1}
+    assert prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR).rows_dropped == {"null_user": 1}
     assert 1 in {user for part in content(tmp_path / "out")[1] for user in part}
 
 
 def test_without_times_only_the_random_split(tmp_path: Path) -> None:
     log = write_parquet(tmp_path / "log.parquet", timestamp=None)
-    with pytest.raises(DataError, match="no column 'timestamp'; columns found: user_id, item_id, rating"):
-        prepare([str(log)], tmp_path / "out", Recipe())
+    with pytest.raises(DataError, match=r"no column 'timestamp' \(columns found: user_id, item_id, rating"):
+        prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR)
     recipe = recipe_of(input={"timestamp_column": "none"}, split={"method": "random_per_user", "test_fraction": 0.25})
-    manifest = prepare([str(log)], tmp_path / "out", recipe)
+    manifest = prepare([str(log)], tmp_path / "out", recipe, EXECUTOR)
     assert manifest.num_test == 8
     assert PreparedSet.open(tmp_path / "out").read_partition(0).training.timestamp_s is None
 
@@ -228,7 +229,7 @@ class TestSideItems:
         side = tmp_path / "movies.dat"
         side.write_bytes("\n".join(f"{i}::Película {i}::A|B" for i in range(100, 105)).encode("latin-1"))
         recipe = recipe_of(items={"encoding": "latin-1", "category_column": "category"})
-        prepare([str(log)], tmp_path / "out", recipe, items=str(side))
+        prepare([str(log)], tmp_path / "out", recipe, EXECUTOR, items=str(side))
         items, _ = content(tmp_path / "out")
         titles = dict(zip(items["item_id"], items["title"], strict=True))
         assert titles == {**{i: f"Película {i}" for i in range(100, 105)}, 105: None}
@@ -238,8 +239,8 @@ class TestSideItems:
         ("text", "message"),
         [
             (None, "does not exist"),
-            ("item_id,title\n100,a\n100,b\n", "more than once, e.g. '100'"),
-            ("id,title\n100,a\n", "no column 'item_id'; columns found: id, title"),
+            ("item_id,title\n100,a\n100,b\n", "occur more than once, e.g. '100'"),
+            ("id,title\n100,a\n", r"no column 'item_id' \(columns found: id, title\)"),
             ("item_id,title\n100\n", "1 malformed rows"),
         ],
     )
@@ -248,7 +249,7 @@ class TestSideItems:
         if text is not None:
             side.write_text(text, encoding="utf8")
         with pytest.raises(DataError, match=message):
-            prepare([str(log)], tmp_path / "out", Recipe(), items=str(side))
+            prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR, items=str(side))
         assert not (tmp_path / "out").exists()
 
 
@@ -256,29 +257,29 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("column", "values", "message"),
         [
-            ("timestamp", [True] * len(ROWS), "type bool is no time"),
+            ("timestamp", [True] * len(ROWS), "type bool cannot hold times"),
             ("user_id", [1.5] * len(ROWS), "not all 64-bit integers"),
-            ("item_id", [[1]] * len(ROWS), "ids must be integers or text, not list"),
+            ("item_id", [[1]] * len(ROWS), "ids cannot be of type list"),
         ],
     )
     def test_a_column_of_an_impossible_type(self, tmp_path: Path, column: str, values: Any, message: str) -> None:
         log = write_parquet(tmp_path / "log.parquet", **{column: values})
         with pytest.raises(DataError, match=message):
-            prepare([str(log)], tmp_path / "out", Recipe())
+            prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR)
         assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
     def test_missing_file_unknown_ending_and_damage(self, tmp_path: Path) -> None:
         for name, message in (
             ("none.csv", "does not exist"),
-            ("log.xyz", "unknown ending"),
+            ("log.xyz", "an unknown ending"),
             ("b.parquet", "as Parquet"),
         ):
             if name != "none.csv":
                 (tmp_path / name).write_text("nonsense", encoding="utf8")
             with pytest.raises(DataError, match=message):
-                prepare([str(tmp_path / name)], tmp_path / "out", Recipe())
+                prepare([str(tmp_path / name)], tmp_path / "out", Recipe(), EXECUTOR)
         with pytest.raises(DataError, match="nowhere://x"):
-            prepare(["nowhere://x/log.csv"], tmp_path / "out", Recipe())
+            prepare(["nowhere://x/log.csv"], tmp_path / "out", Recipe(), EXECUTOR)
 
     def test_nothing_left_says_which_filter(self, tmp_path: Path) -> None:
         log = write_parquet(tmp_path / "log.parquet")
@@ -286,26 +287,30 @@ class TestBadInput:
         with pytest.raises(
             EmptyDataError, match=r"no training interaction is left of 32 rows \(dropped: 32 rare_item\)"
         ):
-            prepare([str(log)], tmp_path / "out", recipe)
+            prepare([str(log)], tmp_path / "out", recipe, EXECUTOR)
         recipe = recipe_of(input={"rating_column": "rating"}, prepare={"min_rating": 9})
         with pytest.raises(EmptyDataError, match="32 below_min_rating"):
-            prepare([str(log)], tmp_path / "out", recipe)
+            prepare([str(log)], tmp_path / "out", recipe, EXECUTOR)
         log = write_parquet(tmp_path / "log.parquet", user_id=pa.nulls(len(ROWS), pa.int64()))
         with pytest.raises(EmptyDataError, match="32 null_user"):
-            prepare([str(log)], tmp_path / "out", Recipe())
+            prepare([str(log)], tmp_path / "out", Recipe(), EXECUTOR)
 
     def test_one_user_and_one_item(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="only 1 user and"):
-            prepare([str(write_parquet(tmp_path / "u.parquet", user_id=[1] * 32))], tmp_path / "out", Recipe())
+            prepare(
+                [str(write_parquet(tmp_path / "u.parquet", user_id=[1] * 32))], tmp_path / "out", Recipe(), EXECUTOR
+            )
         with pytest.raises(DataError, match="and 1 item are left"):
-            prepare([str(write_parquet(tmp_path / "i.parquet", item_id=[1] * 32))], tmp_path / "out", Recipe())
+            prepare(
+                [str(write_parquet(tmp_path / "i.parquet", item_id=[1] * 32))], tmp_path / "out", Recipe(), EXECUTOR
+            )
 
 
 class TestRerun:
-    def run(self, tmp_path: Path, recipe: Recipe, *, overwrite: bool = False) -> tuple[PreparedManifest, list[str]]:
+    def run(self, tmp_path: Path, recipe: Recipe, *, overwrite: bool = False) -> tuple[PreparedManifest, list[Event]]:
         messages: list[Event] = []
         log = str(tmp_path / "log.parquet")
-        manifest = prepare([log], tmp_path / "out", recipe, overwrite=overwrite, report=messages.append)
+        manifest = prepare([log], tmp_path / "out", recipe, EXECUTOR, overwrite=overwrite, report=messages.append)
         return manifest, messages
 
     def test_finished_output_is_recognised(self, tmp_path: Path) -> None:
@@ -313,7 +318,7 @@ class TestRerun:
         first, _ = self.run(tmp_path, Recipe())
         again, messages = self.run(tmp_path, recipe_of(train={"epochs": 3}))
         assert again == first
-        assert "finished already" in messages[0]
+        assert "is up to date" in str(messages[0])
 
     def test_another_recipe_or_log_is_refused_until_overwrite(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "log.parquet")
@@ -331,7 +336,7 @@ class TestRerun:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "letter.txt").write_text("dear", encoding="utf8")
         for overwrite in (False, True):
-            with pytest.raises(ArtifactError, match="no prepared set"):
+            with pytest.raises(ArtifactError, match="is not a prepared set"):
                 self.run(tmp_path, Recipe(), overwrite=overwrite)
         assert (tmp_path / "out" / "letter.txt").exists()
 
@@ -340,6 +345,6 @@ class TestRerun:
         write_parquet(tmp_path / "log.parquet")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "manifest.json").write_text(manifest, encoding="utf8")
-        with pytest.raises(ArtifactError, match="no prepared set, so it is not overwritten"):
+        with pytest.raises(ArtifactError, match="is not a prepared set, so it is not overwritten"):
             self.run(tmp_path, Recipe(), overwrite=True)
         assert (tmp_path / "out" / "manifest.json").read_text(encoding="utf8") == manifest

@@ -1,4 +1,4 @@
-"""`prepare` reads a log by URI, through pyarrow's file systems and fsspec's; tasks run here, not on Ray."""
+"""`prepare` reads a log by URI, through pyarrow's file systems and fsspec's."""
 
 import http.server
 import threading
@@ -13,10 +13,9 @@ import pytest
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedManifest
-from ray_recsys.distributed.prepare import prepare
+from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.errors import DataError
-
-pytestmark = pytest.mark.usefixtures("serial_tasks")
+from tests.executors import EXECUTOR
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -54,14 +53,14 @@ def counts(manifest: PreparedManifest) -> tuple[int, int, int]:
 def test_a_file_uri(log: Path, tmp_path: Path, name: str) -> None:
     if not name:
         (log / "log.csv").unlink()
-    assert counts(prepare([f"file://{log}/{name}"], tmp_path / "out", Recipe())) == (32, 8, 6)
+    assert counts(prepare([f"file://{log}/{name}"], tmp_path / "out", Recipe(), EXECUTOR)) == (32, 8, 6)
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
 def test_a_file_over_http(server: str, tmp_path: Path, name: str) -> None:
-    assert counts(prepare([f"{server}/{name}"], tmp_path / "out", Recipe())) == (32, 8, 6)
+    assert counts(prepare([f"{server}/{name}"], tmp_path / "out", Recipe(), EXECUTOR)) == (32, 8, 6)
 
 
 def test_what_is_not_there_over_http(server: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{server}/other\.csv does not exist"):
-        prepare([f"{server}/other.csv"], tmp_path / "out", Recipe())
+        prepare([f"{server}/other.csv"], tmp_path / "out", Recipe(), EXECUTOR)

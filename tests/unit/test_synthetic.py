@@ -36,7 +36,7 @@ def test_blocks_hold_all_rows_and_differ_by_one_at_most() -> None:
 
 
 def test_a_block_is_a_function_of_seed_and_block(tmp_path: Path) -> None:
-    assert write_block(LOG, 2, tmp_path) == LOG.block_rows(2)
+    assert write_block(LOG, tmp_path, 2) == LOG.block_rows(2)
     assert pq.read_table(tmp_path / "part-00002.parquet").equals(synthetic_block(LOG, 2))
     assert not synthetic_block(LOG, 1).equals(synthetic_block(LOG, 2))
     assert not synthetic_block(dataclasses.replace(LOG, seed=8), 2).equals(synthetic_block(LOG, 2))

@@ -19,9 +19,9 @@ from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of
-from ray_recsys.core.id_files import IdFile
 from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.table_files import IdFile
 from ray_recsys.core.vocabulary import Lookup, Vocabulary
 from ray_recsys.errors import DataError, EmptyDataError
 

@@ -1,1 +1,1 @@
-"""What is in a prepared set, and what is wrong with it."""
+"""Description and audit of prepared sets."""

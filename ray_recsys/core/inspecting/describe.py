@@ -1,7 +1,7 @@
-"""What is in a prepared set: sizes, activity, popularity, times, drops; gathered partition by partition.
+"""Description of a prepared set: sizes, activity, popularity, times, drops; gathered partition by partition.
 
-Nothing kept grows with users or interactions: activity is kept as how many users have each number of interactions,
-times as how many interactions fall on each day. Knows nothing of how a description is shown.
+Memory does not grow with users or interactions: activity is counted as the number of users per number of interactions,
+times as the number of interactions per day.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ DAY_S = 86_400
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 MAX_CURVE_POINTS = 200
 MAX_BINS = 1_000_000
-"""Widest range of values that is counted by bins, which takes a tenth of the time of sorting."""
+"""Widest range of values that is counted with bins, which takes a tenth of the time of sorting."""
 
 
 class _Frozen(BaseModel):
@@ -33,11 +33,11 @@ class Spread(_Frozen):
 
     mean: float
     quantiles: dict[str, int]
-    """`0.5`: the smallest count that half of them do not exceed."""
+    """`0.5`: the smallest count that at least half of them do not exceed."""
     gini: float
-    """0: all have the same; towards 1: one has all."""
+    """0: all have the same count; close to 1: one has everything."""
     histogram: tuple[tuple[int, int], ...]
-    """(count, how many have it), ascending; above 200 distinct counts, bins that widen, by lower end."""
+    """(count, users or items that have it), ascending; above 200 distinct counts, widening bins by lower end."""
 
 
 class TimeRange(_Frozen):
@@ -46,11 +46,11 @@ class TimeRange(_Frozen):
     first_s: int
     last_s: int
     interactions_per_day: tuple[tuple[int, int], ...]
-    """(first second of the day, interactions), ascending; of at most 200 stretches of whole days."""
+    """(first second of the day, interactions), ascending; days are grouped where there are more than 200."""
 
 
 class Description(_Frozen):
-    """What is in a prepared set."""
+    """Description of a prepared set."""
 
     data: str
     created_at: str
@@ -67,7 +67,7 @@ class Description(_Frozen):
     popularity: Spread
     """Training interactions per item."""
     popularity_curve: tuple[tuple[float, float], ...]
-    """(share of the items, the most popular first; share of the training interactions that they have)."""
+    """(share of the items, most popular first; their share of the training interactions)."""
     time: TimeRange | None
     rows_in: int
     rows_kept: int
@@ -76,7 +76,7 @@ class Description(_Frozen):
 
 
 class Tally:
-    """Counts of counts and of days; tallies of several partitions merge into one."""
+    """Users by number of interactions, and interactions by day; tallies of partitions merge into one."""
 
     def __init__(self) -> None:
         self.users_by_activity: Counter[int] = Counter()
@@ -124,7 +124,7 @@ def describe(data: Path) -> Description:
     """Returns the description of a prepared set.
 
     Raises:
-        ArtifactError: No prepared set, another schema version, or damaged.
+        ArtifactError: Not a prepared set, of another schema version, or damaged.
     """
     prepared = PreparedSet.open(data)
     prepared.verify()
@@ -162,7 +162,7 @@ def describe_tally(prepared: PreparedSet, tally: Tally) -> Description:
 
 
 def spread_of(values: Int64s, frequencies: Int64s) -> Spread:
-    """Returns the spread of numbers given as distinct ascending values and how often each occurs."""
+    """Returns the spread of numbers, given as distinct ascending values and their frequencies."""
     cumulative = np.cumsum(frequencies)
     total = int(cumulative[-1])
     ranks = np.maximum(np.ceil(np.array(QUANTILES) * total).astype(np.int64), 1)
@@ -176,9 +176,9 @@ def spread_of(values: Int64s, frequencies: Int64s) -> Spread:
 
 
 def gini(values: Int64s, frequencies: Int64s) -> float:
-    """Returns the Gini coefficient of numbers given as distinct ascending values and how often each occurs.
+    """Returns the Gini coefficient of numbers, given as distinct ascending values and their frequencies.
 
-    Source: Lorenz curve by trapezoids; equal to half the relative mean absolute difference of all pairs.
+    Source: Lorenz curve by trapezoids; equals half the relative mean absolute difference of all pairs.
     """
     held = np.cumsum(values * frequencies, dtype=np.float64)
     if held[-1] == 0:
@@ -190,8 +190,8 @@ def gini(values: Int64s, frequencies: Int64s) -> float:
 def concentration(item_counts: Int64s) -> tuple[tuple[float, float], ...]:
     """Returns points of (share of the items, share of the interactions) from descending counts, int64[I]."""
     held = np.cumsum(item_counts) / max(1, int(item_counts.sum()))
-    places = np.unique(np.geomspace(1, len(held), MAX_CURVE_POINTS).round().astype(np.int64))
-    return tuple((float(place / len(held)), float(held[place - 1])) for place in places)
+    num_items = np.unique(np.geomspace(1, len(held), MAX_CURVE_POINTS).round().astype(np.int64))
+    return tuple((float(n / len(held)), float(held[n - 1])) for n in num_items)
 
 
 def _histogram(values: Int64s, frequencies: Int64s) -> tuple[tuple[int, int], ...]:

@@ -30,7 +30,7 @@ class DenseFactors:
     def __len__(self) -> int:
         return len(self.values)
 
-    def take(self, rows: Int64s) -> "DenseFactors":
+    def take(self, rows: Int64s | slice) -> "DenseFactors":
         """Returns the factors of the given rows, in that order; a row may occur more than once."""
         return DenseFactors(self.values[rows])
 
@@ -49,8 +49,10 @@ class SparseFactors:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, rows: Int64s) -> "SparseFactors":
+    def take(self, rows: Int64s | slice) -> "SparseFactors":
         """Returns the factors of the given rows, in that order; a row may occur more than once."""
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
         lengths = np.diff(self.offsets)[rows]
         ends = np.cumsum(lengths)
         positions = np.arange(int(lengths.sum())) + np.repeat(self.offsets[:-1][rows] - (ends - lengths), lengths)
@@ -118,11 +120,12 @@ class Model(Scorer, Protocol):
         """I."""
         ...
 
-    def fold_in(self, history: Int32s) -> UserFactors | None:
-        """Returns the factors of one user who was not trained; None: the model cannot fold in.
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
+        """Returns the factors of one user from a history; None: the model cannot fold in.
 
         Args:
             history: Items of the user, oldest first; at least one.
+            user_idx: A trained user, whose history has grown since; None: nobody that was trained.
         """
         ...
 
@@ -158,6 +161,9 @@ class TensorBatch:
     """float32[B] for the explicit objective, else None."""
     global_batch_size: int
     """Positives of this step over all workers."""
+    recent: Tensor | None = None
+    """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer. None: the model
+    does not want them."""
 
 
 class GradientModel(nn.Module, ABC):

@@ -18,7 +18,7 @@ from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
 from ray_recsys.core.models.files import Arrays, Header, save_model_files
-from ray_recsys.core.models.neighbours import Neighbours, top_of_block
+from ray_recsys.core.models.neighbours import Neighbours, block_bounds, join_blocks, top_of_block
 from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
@@ -54,7 +54,7 @@ class EASE:
         """Returns the weighted histories of trained users."""
         return self._histories.take(user_idx)
 
-    def fold_in(self, history: Int32s) -> SparseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
         """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
         return weigh_by_recency(one_history(history), self._recipe)
 
@@ -69,19 +69,16 @@ class EASE:
     def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:  # noqa: ARG002
         """Returns the items that an item adds most to: what a history of that item alone recommends."""
         blocks = [
-            top_of_block(self._item_weights[start : start + _BLOCK_ROWS].copy(), start, num_neighbours)
-            for start in range(0, self.num_items, _BLOCK_ROWS)
+            top_of_block(self._item_weights[start:stop].copy(), start, num_neighbours)
+            for start, stop in block_bounds(self.num_items)
         ]
-        return Neighbours(
-            np.concatenate([block.item_idx for block in blocks]), np.concatenate([block.scores for block in blocks])
-        )
+        return join_blocks(blocks)
 
     def save(self, directory: Path) -> None:
         """Writes the histories, the item weights and the recipe."""
         header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
-        save_model_files(
-            directory, header, {**to_arrays("histories", self._histories), "item_weights": self._item_weights}
-        )
+        arrays = {**to_arrays("histories", self._histories), "item_weights": self._item_weights}
+        save_model_files(directory, header, arrays)
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # noqa: ARG001

@@ -1,7 +1,8 @@
 """Fold-in of a new user into a model trained by logistic loss: the user's own parameters, fitted to a history.
 
 Minimises, over the user's parameters alone, binary cross-entropy with the history as positives and other items as
-negatives, plus a Gaussian prior around the mean user. Steps are Newton's with the curvature of the logistic loss
+negatives, plus a Gaussian prior around the mean user, or around the
+trained user whose history has grown. Steps are Newton's with the curvature of the logistic loss
 replaced by its upper bound 1/4: a new user is far from the mean, where Newton's own curvature overshoots; the bound
 does not, and a few steps of it also stop early, as training does. Same history, same parameters.
 
@@ -60,13 +61,13 @@ class ExampleDrawer:
         return Examples(items, labels, weights)
 
 
-def fit_user(mean_user: Float32s, examples: Examples, linearise: Linearise) -> Float32s:
-    """Returns the parameters of a user after a few steps from the mean user, float32[P]."""
-    user = mean_user.copy()
+def fit_user(prior: Float32s, examples: Examples, linearise: Linearise) -> Float32s:
+    """Returns the parameters of a user after a few steps from the prior's mean, float32[P]."""
+    user = prior.copy()
     for _ in range(NUM_STEPS):
         logits, jacobian = linearise(user)
         residual = examples.weights * (1 / (1 + np.exp(-logits)) - examples.labels)
-        gradient = jacobian.T @ residual + PRIOR_PRECISION * (user - mean_user)
+        gradient = jacobian.T @ residual + PRIOR_PRECISION * (user - prior)
         curvature = (jacobian * (_MAX_CURVATURE * examples.weights)[:, None]).T @ jacobian
         curvature[np.diag_indices_from(curvature)] += PRIOR_PRECISION
         user = user - np.linalg.solve(curvature, gradient)

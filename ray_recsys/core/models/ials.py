@@ -61,7 +61,7 @@ class IALS:
         """Returns the vectors of trained users."""
         return DenseFactors(self._user_vectors[user_idx])
 
-    def fold_in(self, history: Int32s) -> DenseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> DenseFactors:  # noqa: ARG002 - contract
         """Returns the least-squares vector of a history; exactly a trained user's if it is that user's."""
         side = Side(self._item_vectors, self._gram, self._recipe)
         return DenseFactors(side.solve(weigh_by_recency(one_history(history), self._recipe)))
@@ -199,7 +199,7 @@ class _Block:
     def __call__(self, block: int) -> tuple[int, Float32s]:
         side, rows = self.shared.get()
         first, last = (int(bound) for bound in self.bounds[block : block + 2])
-        return block, side.solve(rows.take(np.arange(first, last)))
+        return block, side.solve(rows.take(slice(first, last)))
 
 
 def _batches(rows: SparseFactors, width: int) -> Iterator[tuple[Int64s, int]]:

@@ -17,7 +17,7 @@ from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import SparseFactors, UserFactors
 from ray_recsys.core.models.files import Arrays, Header, save_model_files
-from ray_recsys.core.models.neighbours import NONE, Neighbours
+from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.models.similarity import find_similar
 from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
@@ -51,7 +51,7 @@ class ItemKNN:
         """Returns the weighted histories of trained users."""
         return self._histories.take(user_idx)
 
-    def fold_in(self, history: Int32s) -> SparseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
         """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
         return weigh_by_recency(one_history(history), self._recipe)
 
@@ -95,13 +95,30 @@ def load(header: Header, arrays: Arrays) -> ItemKNN:
 
 
 def _neighbours(similar: SparseFactors, num_neighbours: int) -> Neighbours:
-    """Returns the first of the most similar items of each item, in a table."""
+    """Returns the neighbours of every item from a list of the most similar ones, best first.
+
+    A list that is too short is filled with the items of the lowest index that are missing from it; their score is 0.
+
+    Args:
+        similar: I rows, without the item itself.
+        num_neighbours: At most this many; fewer in a smaller catalogue.
+    """
     num_items = len(similar)
-    shape = (num_items, min(num_neighbours, num_items - 1))
-    item_idx, scores = np.full(shape, NONE, np.int32), np.zeros(shape, np.float32)
+    num_kept = min(num_neighbours, num_items - 1)
     row_of = np.repeat(np.arange(num_items), np.diff(similar.offsets))
     rank = np.arange(len(similar.idx)) - similar.offsets[row_of]
-    kept = rank < shape[1]
-    item_idx[row_of[kept], rank[kept]] = similar.idx[kept]
-    scores[row_of[kept], rank[kept]] = similar.weights[kept]
+    kept = rank < num_kept
+    row_of, rank, idx = row_of[kept], rank[kept], similar.idx[kept]
+    # Among the first num_kept + 1 items there are enough that are neither the item itself nor in its list.
+    is_taken = np.zeros((num_items, num_kept + 1), np.bool_)
+    is_taken[np.arange(num_kept + 1), np.arange(num_kept + 1)] = True
+    is_low = idx <= num_kept
+    is_taken[row_of[is_low], idx[is_low]] = True
+    free = np.argsort(is_taken, axis=1, kind="stable")
+    lengths = np.bincount(row_of, minlength=num_items)[:, None]
+    columns = np.arange(num_kept)
+    item_idx = np.take_along_axis(free, np.maximum(columns - lengths, 0), axis=1).astype(np.int32)
+    item_idx[row_of, rank] = idx
+    scores = np.zeros((num_items, num_kept), np.float32)
+    scores[row_of, rank] = similar.weights[kept]
     return Neighbours(item_idx, scores)

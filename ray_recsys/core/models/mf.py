@@ -119,14 +119,14 @@ class TrainedMF:
         """Returns the rows of trained users."""
         return DenseFactors(self._users[user_idx])
 
-    def fold_in(self, history: Int32s) -> UserFactors | None:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
         """Returns the row of a user with this history; only the latest 500 items count."""
         examples = self._drawer.examples(history)
         width = self._items.shape[1] - 2
         features = np.concatenate([self._items[examples.items, :width], np.ones((len(examples.items), 1))], axis=1)
         item_bias = self._items[examples.items, width]
-        mean = np.delete(self._mean_user, width)
-        user = fit_user(mean, examples, lambda user: (features @ user + item_bias, features))
+        prior = np.delete(self._mean_user if user_idx is None else self._users[user_idx], width)
+        user = fit_user(prior, examples, lambda user: (features @ user + item_bias, features))
         return DenseFactors(np.insert(user, width, 1).astype(np.float32)[np.newaxis])
 
     def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:

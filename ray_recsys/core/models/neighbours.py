@@ -56,11 +56,6 @@ class Neighbours:
         return np.asarray(items[:num_kept]), np.asarray(self.scores[item_idx, :num_kept])
 
 
-def no_neighbours(num_items: int) -> Neighbours:
-    """Returns the neighbours of a catalogue whose items are not compared: none."""
-    return Neighbours(np.zeros((num_items, 0), np.int32), np.zeros((num_items, 0), np.float32))
-
-
 def nearest_by_cosine(embeddings: Float32s, num_neighbours: int, executor: Executor) -> Neighbours:
     """Returns the items with the highest cosine to each item, itself left out.
 
@@ -70,13 +65,12 @@ def nearest_by_cosine(embeddings: Float32s, num_neighbours: int, executor: Execu
         executor: Runs the blocks of a large catalogue; one block of cosines is in memory at a time in each task.
     """
     unit = _unit_rows(embeddings)
-    blocks = _block_bounds(len(unit))
+    blocks = block_bounds(len(unit))
     if len(blocks) == 1:
         return _nearest(unit, *blocks[0], num_neighbours)
     task = partial(_nearest_task, executor.share(unit), blocks, num_neighbours)
     parts = dict(executor.map(task, len(blocks), stage="finding similar items"))
-    ordered = [parts[number] for number in range(len(blocks))]
-    return Neighbours(np.concatenate([p.item_idx for p in ordered]), np.concatenate([p.scores for p in ordered]))
+    return join_blocks([parts[number] for number in range(len(blocks))])
 
 
 def _nearest_task(
@@ -116,6 +110,12 @@ def top_of_block(similarities: Float32s, start: int, num_neighbours: int) -> Nei
     )
 
 
-def _block_bounds(num_items: int) -> list[tuple[int, int]]:
+def join_blocks(blocks: list[Neighbours]) -> Neighbours:
+    """Returns the neighbours of consecutive blocks as one."""
+    return Neighbours(np.concatenate([b.item_idx for b in blocks]), np.concatenate([b.scores for b in blocks]))
+
+
+def block_bounds(num_items: int) -> list[tuple[int, int]]:
+    """Returns (start, stop) of the blocks whose similarities to the catalogue are held at once."""
     size = max(1, MAX_BLOCK_COSINES // num_items)
     return [(start, min(start + size, num_items)) for start in range(0, num_items, size)]

@@ -4,7 +4,9 @@ A user's factors are one row: GMF embedding with the output weights folded in, 1
 layer, and the user's bias. An item's are one row as well: GMF embedding, bias, item half of the first layer, so that a
 candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
 
-Fold-in fits a new user's GMF and MLP embedding and bias (see `fold_in`).
+A trained user's recent items are the latest of the training, which the model carries. Folding in a history takes its
+recent items, and the user's own embedding, the mean user's for nobody that was trained; without recent items it fits
+the embeddings and the bias (see `fold_in`).
 
 Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
 """
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 # Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
 _BLOCK_VALUES = 512 * 1024
+LATEST_ITEMS = "latest_items"
+"""Array of the model's file that is no weight."""
 _SHORT_LIST = 4  # candidates up to which users are scored together
 
 
@@ -53,14 +57,40 @@ class TrainedNeuMF:
         """Returns the factors of trained users, float32[B, D + H1 + 2]."""
         network = self._network
         idx = torch.from_numpy(np.ascontiguousarray(user_idx, np.int64)).to(network.user_gmf.device)
-        gmf_BD = network.user_gmf[idx] * network.gmf_output
+        recent = None
+        if network.latest_items is not None:
+            recent = torch.from_numpy(np.asarray(network.latest_items[user_idx])).to(idx.device)
+        gmf_BD, hidden_BH = network.user_vectors(idx, recent)
         bias_B1 = (network.user_bias[idx] + network.global_bias).unsqueeze(1)
-        parts = [gmf_BD, torch.ones_like(bias_B1), network.user_hidden(idx), bias_B1]
+        parts = [gmf_BD, torch.ones_like(bias_B1), hidden_BH, bias_B1]
         return DenseFactors(torch.cat(parts, dim=1).cpu().numpy())
 
-    def fold_in(self, history: Int32s) -> UserFactors | None:
-        """Returns the factors of a user with this history; only the latest 500 items count."""
-        return DenseFactors(self._fold_in.factors(history))
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
+        """Returns the factors of a user with this history; see the module's docstring."""
+        if self._network.recent is not None:
+            return DenseFactors(self._with_recent(history, user_idx))
+        return DenseFactors(self._fold_in.factors(history, user_idx))
+
+    @torch.inference_mode()
+    def _with_recent(self, history: Int32s, user_idx: int | None) -> Float32s:
+        network, length = self._network, self._network.recipe.recent_items
+        recent = np.full((1, length), -1, np.int64)
+        latest = history[::-1][:length]
+        recent[0, : len(latest)] = latest
+        gmf, mlp, bias = self._mean_user if user_idx is None else self._own(user_idx)
+        gmf_BD, hidden_BH = network.compose_user(gmf[None], mlp[None], torch.from_numpy(recent))
+        parts = [gmf_BD, torch.ones(1, 1), hidden_BH, (bias + network.global_bias).reshape(1, 1)]
+        factors: Float32s = torch.cat(parts, dim=1).numpy()
+        return factors
+
+    def _own(self, user_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        network = self._network
+        return network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx]
+
+    @cached_property
+    def _mean_user(self) -> tuple[Tensor, Tensor, Tensor]:
+        network = self._network
+        return network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean()
 
     @torch.inference_mode()
     def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
@@ -118,6 +148,8 @@ class TrainedNeuMF:
             "recipe": network.recipe.model_dump(mode="json"),
         }
         arrays = {name: weights.detach().cpu().numpy() for name, weights in network.state_dict().items()}
+        if network.latest_items is not None:
+            arrays[LATEST_ITEMS] = network.latest_items
         save_model_files(directory, header, arrays)
 
     @cached_property
@@ -131,26 +163,35 @@ class _FoldIn:
     def __init__(self, network: "NeuMF") -> None:
         self._network = network
         with torch.inference_mode():
-            self._gmf = (network.item_gmf * network.gmf_output).numpy()
+            ones = torch.ones(network.recipe.embedding_dim)
+            self._output = (ones if network.gmf_output is None else network.gmf_output).numpy()
+            self._gmf = network.item_gmf.numpy() * self._output
             self._bias = (network.item_bias + network.global_bias).numpy()
             mean_user = [network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean().reshape(1)]
             self._mean = torch.cat(mean_user).numpy()
-            self._output = network.gmf_output.detach().numpy()
             self._global_bias = float(network.global_bias)
         self._user_half = network.user_half.weight.detach().numpy()
         self._user_half_bias = network.user_half.bias.detach().numpy()
         self._width = network.recipe.embedding_dim
         self._drawer = ExampleDrawer(network.num_items)
 
-    def factors(self, history: Int32s) -> Float32s:
+    def factors(self, history: Int32s, user_idx: int | None) -> Float32s:
         """Returns the factors of a user with these items, oldest first, float32[1, D + H1 + 2]."""
         examples = self._drawer.examples(history)
         with torch.no_grad():
             item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
-        user = fit_user(self._mean, examples, lambda user: self._linearise(user, examples.items, item_hidden))
+        prior = self._mean if user_idx is None else self._trained(user_idx)
+        user = fit_user(prior, examples, lambda user: self._linearise(user, examples.items, item_hidden))
         gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
         parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
         return np.concatenate(parts).astype(np.float32)[np.newaxis]
+
+    @torch.inference_mode()
+    def _trained(self, user_idx: int) -> Float32s:
+        network = self._network
+        own = [network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx : user_idx + 1]]
+        parameters: Float32s = torch.cat(own).numpy()
+        return parameters
 
     def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
         """Returns the logits [C] of a user with items and their derivatives [C, P] by the user's parameters."""

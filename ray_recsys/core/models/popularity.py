@@ -38,7 +38,7 @@ class Popularity:
         """Returns factors of width 0."""
         return DenseFactors(np.zeros((len(user_idx), 0), np.float32))
 
-    def fold_in(self, history: Int32s) -> UserFactors | None:  # noqa: ARG002 - contract
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:  # noqa: ARG002 - contract
         """Returns factors of width 0: every user gets the same scores."""
         return DenseFactors(np.zeros((1, 0), np.float32))
 

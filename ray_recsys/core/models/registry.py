@@ -26,8 +26,8 @@ class ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     "popularity": ModelSpec("Popularity", popularity.load, fit=popularity.fit),
-    "item_knn": ModelSpec("Item-based CF", item_knn.load, fit=item_knn.fit),
-    "user_knn": ModelSpec("User-based CF", user_knn.load, fit=user_knn.fit),
+    "item_knn": ModelSpec("ItemKNN", item_knn.load, fit=item_knn.fit),
+    "user_knn": ModelSpec("UserKNN", user_knn.load, fit=user_knn.fit),
     "ease": ModelSpec("EASE", ease.load, fit=ease.fit),
     "ials": ModelSpec("iALS", ials.load, fit=ials.fit),
     "mf": ModelSpec("MF", mf.load, build=mf.build),

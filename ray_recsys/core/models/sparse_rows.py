@@ -1,18 +1,15 @@
-"""Operations on rows of a sparse matrix: selection, files, and scores as weighted sums of a matrix's rows.
+"""Operations on sparse rows: joining, files, and scores as weighted sums of a matrix's rows.
 
 Shapes: U and K rows of matrices, I items, B users of a call, C candidates of each.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
-from ray_recsys.core.arrays import Float32s, Int64s, Integers
+from ray_recsys.core.arrays import Float32s, Integers
 from ray_recsys.core.models.contract import SparseFactors
-from ray_recsys.core.models.files import Arrays
 
 MAX_SCORES = 1 << 24  # float32: 64 MiB
 
@@ -57,18 +54,18 @@ def _weighted_rows(users: SparseFactors, rows: sp.csr_array | Float32s) -> Float
     return dense
 
 
-def _parts(num_users: int, num_items: int) -> Iterator[Int64s]:
-    """Yields users whose scores of all items fit the working memory."""
+def _parts(num_users: int, num_items: int) -> Iterator[slice]:
+    """Yields slices of users whose scores of all items fit the working memory."""
     size = max(1, MAX_SCORES // num_items)
     for start in range(0, num_users, size):
-        yield np.arange(start, min(start + size, num_users))
+        yield slice(start, start + size)
 
 
-def to_arrays(name: str, factors: SparseFactors) -> dict[str, npt.NDArray[Any]]:
+def to_arrays(name: str, factors: SparseFactors) -> dict[str, np.ndarray]:
     """Returns the factors' arrays under the names that `from_arrays` reads."""
     return {f"{name}.offsets": factors.offsets, f"{name}.idx": factors.idx, f"{name}.weights": factors.weights}
 
 
-def from_arrays(name: str, arrays: Arrays) -> SparseFactors:
+def from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> SparseFactors:
     """Returns factors from the arrays of a file."""
     return SparseFactors(arrays[f"{name}.offsets"], arrays[f"{name}.idx"], arrays[f"{name}.weights"])

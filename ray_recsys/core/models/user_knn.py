@@ -53,7 +53,7 @@ class UserKNN:
         """Returns the neighbours of trained users."""
         return self._similar.take(user_idx)
 
-    def fold_in(self, history: Int32s) -> SparseFactors:
+    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
         """Returns the neighbours of a history; a trained user who has that history is one of them."""
         query = to_csr(weigh_by_recency(one_history(history), self._recipe), self.num_items)
         return self._comparable.most_similar(Queries.of(query, self._recipe))
@@ -94,4 +94,6 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> UserKNN:
 def load(header: Header, arrays: Arrays) -> UserKNN:
     """Returns the model that `UserKNN.save` wrote."""
     similar, histories = (from_arrays(name, arrays) for name in ("similar", "histories"))
-    return UserKNN(similar, histories, int(header["num_items"]), UserKNNRecipe.model_validate(header["recipe"]))
+    num_items = header["num_items"]
+    assert isinstance(num_items, int)
+    return UserKNN(similar, histories, num_items, UserKNNRecipe.model_validate(header["recipe"]))

@@ -1,1 +1,1 @@
-"""From a raw log to the prepared set: rows checked, coded, filtered, split and laid down as histories."""
+"""From a raw log to a prepared set: rows are checked, encoded, filtered, split and written as histories."""

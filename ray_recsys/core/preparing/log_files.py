@@ -1,9 +1,6 @@
-"""The files of an interaction log: found, opened, identified; local paths and every URI that pyarrow or fsspec opens.
+"""The files of an interaction log: listed, opened, read as complete lines; local, or URIs of pyarrow or fsspec."""
 
-Knows nothing of what is inside them.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -25,31 +22,35 @@ _ENDINGS: dict[str, Format] = {
     ".ndjson": "jsonl",
 }
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+LINE_BLOCK_BYTES = 32 << 20
+_MAX_LINE_BYTES = 64 << 20
+_READ_AHEAD_BYTES = 64 << 10  # beyond a range's end, to complete its last line
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """One file: where it is, how it is written, and what tells it from another content."""
+    """One file: its location, its format, and what identifies its content."""
 
     uri: str
     format: Format
     compression: str | None
     bytes: int
     version: str
-    """Time of the last change, where the filesystem knows it."""
+    """Time of the last modification in nanoseconds; empty where the filesystem has none."""
 
 
 def list_log_files(inputs: Sequence[str], file_format: Format | Literal["auto"]) -> list[LogFile]:
-    """Returns the files at the given paths, folders (with their subfolders) and URIs, in order of their names.
+    """Returns the files at the given paths, folders (recursively) and URIs, sorted by name.
 
-    Hidden files, and in a folder also files of an unknown ending under `auto`, are passed over.
+    In folders, hidden files are skipped, and under `auto` also files of an unknown ending.
 
     Raises:
-        DataError: A path with nothing there, an ending that says no format, or no file at all.
+        DataError: A path does not exist, a file's ending implies no format, or there is no file at all.
     """
     files = {file.uri: file for given in inputs for file in _list_one(given, file_format)}
     if not files:
-        raise DataError(f"no log file at {', '.join(inputs) or '--input'}; give at least one file")
+        raise DataError(f"no log file at {', '.join(inputs) or '--input'}", remedy="give at least one file")
     return [files[uri] for uri in sorted(files)]
 
 
@@ -57,7 +58,7 @@ def resolve_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns the filesystem of a path or URI and the path inside it.
 
     Raises:
-        DataError: A scheme that neither pyarrow nor fsspec knows.
+        DataError: Neither pyarrow nor fsspec supports the URI's scheme.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
@@ -70,12 +71,14 @@ def resolve_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
-        raise DataError(f"cannot open {uri}: {error}; give a path or a URI that pyarrow or fsspec opens") from error
+        raise DataError(
+            f"cannot open {uri}: {error}", remedy="give a path or a URI that pyarrow or fsspec supports"
+        ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def open_stream(file: LogFile, start: int = 0) -> pa.NativeFile:
-    """Opens a file for reading from a byte on; a compressed one decompressed, from its beginning."""
+    """Opens a file for reading from byte `start`; a compressed file is decompressed and read from its beginning."""
     filesystem, path = resolve_filesystem(file.uri)
     if file.compression:
         return filesystem.open_input_stream(path, compression=file.compression)
@@ -84,14 +87,67 @@ def open_stream(file: LogFile, start: int = 0) -> pa.NativeFile:
     return opened
 
 
+def iter_line_blocks(
+    file: LogFile, start: int, stop: int | None, *, block_bytes: int = LINE_BLOCK_BYTES
+) -> Iterator[bytes]:
+    """Yields the complete lines that begin in the byte range [start, stop) of a file, in blocks of about `block_bytes`.
+
+    Raises:
+        DataError: A line is longer than 64 MiB, or the file is damaged.
+    """
+    try:
+        with open_stream(file, max(start - 1, 0)) as stream:
+            yield from _line_blocks(stream, file, start, stop, block_bytes)
+    except OSError as error:
+        raise DataError(f"cannot read {file.uri}: {error}") from error
+
+
+def _line_blocks(
+    stream: pa.NativeFile, file: LogFile, start: int, stop: int | None, block_bytes: int
+) -> Iterator[bytes]:
+    position = max(start - 1, 0)  # of the next byte to read
+    buffer = b""  # read, but not yielded yet
+    skip_first = start > 0  # a line that begins before `start` belongs to the preceding range
+    while True:
+        wanted = block_bytes if stop is None else min(block_bytes, max(stop - position, _READ_AHEAD_BYTES))
+        data: bytes = stream.read(wanted)
+        buffer += data.removeprefix(_BYTE_ORDER_MARK) if position == 0 else data
+        position += len(data)
+        if skip_first:
+            newline = buffer.find(b"\n")
+            buffer = buffer[newline + 1 :] if newline >= 0 else b""
+            skip_first = newline < 0
+        begin = position - len(buffer)
+        limit = None if stop is None else stop - begin
+        end = 0 if skip_first else _complete_lines(buffer, limit, is_last=not data)
+        if end:
+            yield buffer[:end]
+            buffer = buffer[end:]
+        if not data or (stop is not None and position - len(buffer) >= stop):
+            return
+        if len(buffer) > _MAX_LINE_BYTES:
+            raise DataError(
+                f"{file.uri} has a line longer than {_MAX_LINE_BYTES >> 20} MiB", remedy="check that it is a text file"
+            )
+
+
+def _complete_lines(buffer: bytes, limit: int | None, *, is_last: bool) -> int:
+    """Returns the length in bytes of the complete lines at the buffer's start that begin before `limit`."""
+    if limit is not None and limit <= 0:
+        return 0
+    if limit is not None and limit <= len(buffer) and (newline := buffer.find(b"\n", limit - 1)) >= 0:
+        return newline + 1
+    return len(buffer) if is_last else buffer.rfind(b"\n") + 1
+
+
 def _list_one(given: str, file_format: Format | Literal["auto"]) -> list[LogFile]:
     filesystem, path = resolve_filesystem(given)
     try:
         info = filesystem.get_file_info(path)
     except OSError as error:
-        raise DataError(f"cannot look at {given}: {error}") from error
+        raise DataError(f"cannot access {given}: {error}") from error
     if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{given} does not exist; give an existing file, folder or URI as --input")
+        raise DataError(f"{given} does not exist", remedy="give an existing file, folder or URI")
     if info.is_file:
         return [_log_file(given if "://" in given else path, info, file_format)]
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -100,7 +156,7 @@ def _list_one(given: str, file_format: Format | Literal["auto"]) -> list[LogFile
     known = [(i, name) for i, name in visible if file_format != "auto" or _format_of(i.path) is not None]
     if not known:
         raise DataError(
-            f"folder {given} has no log file ({', '.join(_ENDINGS)}); set input.format to read other endings"
+            f"folder {given} has no log file ({', '.join(_ENDINGS)})", remedy="set input.format to read other endings"
         )
     root, question, query = (given if "://" in given else path).partition("?")
     return [_log_file(f"{root.rstrip('/')}/{name}{question}{query}", i, file_format) for i, name in known]
@@ -109,7 +165,9 @@ def _list_one(given: str, file_format: Format | Literal["auto"]) -> list[LogFile
 def _log_file(uri: str, info: pafs.FileInfo, file_format: Format | Literal["auto"]) -> LogFile:
     chosen = _format_of(info.path) if file_format == "auto" else file_format
     if chosen is None:
-        raise DataError(f"{uri}: unknown ending; known are {', '.join(_ENDINGS)}; or set input.format")
+        raise DataError(
+            f"{uri} has an unknown ending (known: {', '.join(_ENDINGS)})", remedy="set the format in the recipe"
+        )
     compression = _COMPRESSED.get(PurePosixPath(info.path).suffix) if chosen != "parquet" else None
     return LogFile(uri, chosen, compression, info.size or 0, str(info.mtime_ns or ""))
 

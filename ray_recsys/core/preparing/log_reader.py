@@ -1,7 +1,4 @@
-"""An interaction log cut into chunks, and a chunk read as blocks of rows: only the columns that a recipe needs.
-
-Knows nothing of what makes a row good, nor of who reads which chunk.
-"""
+"""An interaction log cut into chunks, and a chunk read as blocks of rows with the columns that the recipe needs."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_recsys.config import InputRecipe
-from ray_recsys.core.preparing.log_files import LogFile, resolve_filesystem
-from ray_recsys.core.preparing.log_text import LINE_BLOCK_BYTES, TextLayout, iter_line_blocks, parse_block, text_layout
+from ray_recsys.core.preparing.log_files import LINE_BLOCK_BYTES, LogFile, iter_line_blocks, resolve_filesystem
+from ray_recsys.core.preparing.log_text import TextLayout, parse_block, text_layout
 from ray_recsys.errors import DataError
 
 BLOCK_ROWS = 1 << 20
@@ -22,7 +19,7 @@ MOVIELENS_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Part of a file that one task reads: [start, stop) in bytes of a text file, in row groups of a Parquet file."""
+    """Part of a file that one task reads: [start, stop) counts bytes of a text file, row groups of a Parquet file."""
 
     file: LogFile
     start: int
@@ -32,26 +29,26 @@ class LogChunk:
 
 @dataclass(frozen=True, slots=True)
 class LogBlock:
-    """Rows of a chunk, and the lines among them that are no rows."""
+    """Rows of a chunk, and the malformed lines among them."""
 
     table: pa.Table
     malformed: list[str]
 
 
 def needed_columns(recipe: InputRecipe) -> list[str]:
-    """Returns the names of the columns that a recipe reads, each once."""
+    """Returns the distinct names of the columns that a recipe reads."""
     optional = [name for name in (recipe.timestamp_column, recipe.rating_column) if name is not None]
     rules = [rule.column for rule in recipe.drop]
     return list(dict.fromkeys([recipe.user_column, recipe.item_column, *optional, *rules]))
 
 
 def plan_chunks(files: Sequence[LogFile], recipe: InputRecipe) -> list[LogChunk]:
-    """Returns the chunks of a log, in order of files; reads footers and first lines only.
+    """Returns the chunks of a log in order of files; reads only footers and first lines.
 
     Raises:
-        DataError: A file that cannot be read, or lacks a column that the recipe names.
+        DataError: A file cannot be read, or lacks a column that the recipe names.
     """
-    with ThreadPoolExecutor(16) as pool:  # waits for storage, not for processors
+    with ThreadPoolExecutor(16) as pool:  # bound by storage, not by the CPU
         return [chunk for chunks in pool.map(partial(_chunks_of, recipe=recipe), files) for chunk in chunks]
 
 
@@ -59,7 +56,7 @@ def iter_blocks(chunk: LogChunk, recipe: InputRecipe) -> Iterator[LogBlock]:
     """Yields the rows of a chunk in blocks of about a million, in the order of the file.
 
     Raises:
-        DataError: A damaged file.
+        DataError: The file is damaged.
     """
     if chunk.layout is None:
         yield from _iter_parquet(chunk, recipe)
@@ -94,16 +91,16 @@ def _check_columns(file: LogFile, recipe: InputRecipe, found: Sequence[str]) -> 
     for name in needed_columns(recipe):
         if name not in found:
             raise DataError(
-                f"{file.uri} has no column {name!r}; columns found: {', '.join(found) or 'none'}; "
-                "name yours in the recipe's [input] section"
+                f"{file.uri} has no column {name!r} (columns found: {', '.join(found) or 'none'})",
+                remedy="name the log's columns in the recipe's [input] section",
             )
 
 
 def open_parquet(file: LogFile, dictionary_columns: Sequence[str] = ()) -> pq.ParquetFile:
-    """Opens a Parquet file.
+    """Opens a Parquet file; `dictionary_columns` are read as dictionaries.
 
     Raises:
-        DataError: It is no Parquet file.
+        DataError: It is not a Parquet file.
     """
     filesystem, path = resolve_filesystem(file.uri)
     try:
@@ -121,7 +118,7 @@ def _iter_parquet(chunk: LogChunk, recipe: InputRecipe) -> Iterator[LogBlock]:
         batches: list[pa.RecordBatch] = []
         try:
             for batch in parquet.iter_batches(BLOCK_ROWS, row_groups=groups, columns=columns, use_threads=False):
-                # Batches end where a dictionary does: small ones are put together again.
+                # Batches end where a dictionary does: small ones are joined again.
                 if batches and sum(b.num_rows for b in batches) + batch.num_rows > BLOCK_ROWS:
                     yield _one_block(batches)
                     batches = []

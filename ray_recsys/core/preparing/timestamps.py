@@ -1,16 +1,15 @@
-"""Times of a log as microseconds since 1970, whatever they were written as; what is no time becomes invalid.
+"""Times of a log as microseconds since 1970, however they are written; finer times are truncated.
 
-Times finer than a microsecond are cut off to it.
+A value that is not a time is reported as invalid.
 """
 
 from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.errors import DataError
 
 MICROSECONDS = 1_000_000
@@ -19,19 +18,19 @@ _EARLIEST_S, _LATEST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999
 _AUTO_MS_FROM = 100_000_000_000  # seconds until the year 5138
 
 
-def parse_times(column: pa.Array, unit: str, place: str) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-    """Returns (microseconds since 1970 int64[n], whether the value is a time bool[n]).
+def parse_times(column: pa.Array, unit: str, source: str) -> tuple[Int64s, Bools]:
+    """Returns (microseconds since 1970, int64[n]; whether each value is a time, bool[n]).
 
     Args:
-        column: Numbers, texts of integers or of ISO 8601, timestamps or dates.
-        unit: Of integers: s, ms, us, ns, or auto (s below 1e11, else ms).
-        place: Names the column in errors.
+        column: Numbers, texts (integers or ISO 8601), timestamps or dates.
+        unit: Unit of numbers: s, ms, us, ns, or auto (s below 1e11, else ms).
+        source: Names the column in errors.
 
     Raises:
-        DataError: The column's type cannot be a time.
+        DataError: The column's type cannot hold times.
     """
     if pa.types.is_dictionary(column.type):
-        values, is_time = parse_times(column.dictionary, unit, place)
+        values, is_time = parse_times(column.dictionary, unit, source)
         return _take(values, is_time, column.indices)
     dtype = column.type
     if pa.types.is_integer(dtype):
@@ -46,15 +45,16 @@ def parse_times(column: pa.Array, unit: str, place: str) -> tuple[Int64s, npt.ND
     if pa.types.is_null(dtype):
         return np.zeros(len(column), np.int64), np.zeros(len(column), np.bool_)
     raise DataError(
-        f"{place}: type {dtype} is no time; give integers (s, ms, us, ns) or datetimes, or set "
-        "input.timestamp_column = 'none' and split.method = 'random_per_user'"
+        f"{source}: type {dtype} cannot hold times",
+        remedy="give integers (s, ms, us, ns) or datetimes, or set input.timestamp_column = 'none' and "
+        "split.method = 'random_per_user'",
     )
 
 
-def _from_integers(column: pa.Array, unit: str) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def _from_integers(column: pa.Array, unit: str) -> tuple[Int64s, Bools]:
     is_time = _valid(column)
     if pa.types.is_uint64(column.type):
-        is_time &= pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64())).fill_null(value=False).to_numpy(False)
+        is_time &= pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False).to_numpy(False)
         column = column.cast(pa.int64(), safe=False)
     values: Int64s = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     if unit == "auto":
@@ -67,7 +67,7 @@ def _from_integers(column: pa.Array, unit: str) -> tuple[Int64s, npt.NDArray[np.
     return _scaled(values, unit, is_time)
 
 
-def _scaled(values: Int64s, unit: str, is_time: npt.NDArray[np.bool_]) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def _scaled(values: Int64s, unit: str, is_time: Bools) -> tuple[Int64s, Bools]:
     per_second = _PER_SECOND[unit]
     in_range = (values >= max(_EARLIEST_S * per_second, -(2**63))) & (values <= min(_LATEST_S * per_second, 2**63 - 1))
     is_time = is_time & in_range
@@ -77,7 +77,7 @@ def _scaled(values: Int64s, unit: str, is_time: npt.NDArray[np.bool_]) -> tuple[
     return values * (MICROSECONDS // per_second), is_time
 
 
-def _from_floats(column: pa.Array, unit: str) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def _from_floats(column: pa.Array, unit: str) -> tuple[Int64s, Bools]:
     values = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
     if unit == "auto":
         scale = np.where(np.abs(values) < _AUTO_MS_FROM, MICROSECONDS, MICROSECONDS // 1000)
@@ -89,7 +89,7 @@ def _from_floats(column: pa.Array, unit: str) -> tuple[Int64s, npt.NDArray[np.bo
     return _in_range(np.where(is_time, microseconds, 0).astype(np.int64), is_time)
 
 
-def _from_texts(column: pa.Array, unit: str) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def _from_texts(column: pa.Array, unit: str) -> tuple[Int64s, Bools]:
     try:
         return _from_integers(column.cast(pa.int64()), unit)
     except pa.ArrowInvalid:
@@ -120,16 +120,16 @@ def _microseconds(text: str, unit: str) -> int | None:
     return (since.days * 86_400 + since.seconds) * MICROSECONDS + since.microseconds
 
 
-def _take(values: Int64s, is_time: npt.NDArray[np.bool_], indices: pa.Array) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-    places = indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-    return np.append(values, 0)[places], np.append(is_time, np.False_)[places]
+def _take(values: Int64s, is_time: Bools, indices: pa.Array) -> tuple[Int64s, Bools]:
+    codes = indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+    return np.append(values, 0)[codes], np.append(is_time, np.False_)[codes]
 
 
-def _in_range(values: Int64s, is_time: npt.NDArray[np.bool_]) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def _in_range(values: Int64s, is_time: Bools) -> tuple[Int64s, Bools]:
     return _scaled(values, "us", is_time)
 
 
-def _valid(column: pa.Array) -> npt.NDArray[np.bool_]:
+def _valid(column: pa.Array) -> Bools:
     if column.null_count == 0:
         return np.ones(len(column), np.bool_)
     return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), np.bool_)

@@ -70,6 +70,8 @@ class BundleManifest(BaseModel):
     """Seen (user, item) pairs, held-out ones included."""
     metrics: dict[str, dict[str, float]]
     """By split, `validation` and, once evaluated, `test`."""
+    refit: bool
+    """Whether the model was trained on everything, held-out interactions included."""
     data_fingerprint: str
     """Fingerprint of the prepared set's input."""
     recipe: Recipe
@@ -160,6 +162,7 @@ def build_bundle(
     prepared: PreparedSet,
     recipe: Recipe,
     metrics: Mapping[str, Mapping[str, float]],
+    refit: bool = False,
     parent: str | None = None,
 ) -> BundleManifest:
     """Writes a bundle, complete or not at all; users are read a partition at a time.
@@ -170,6 +173,7 @@ def build_bundle(
         prepared: Source of ids, item columns and seen items.
         recipe: Of the run.
         metrics: By split.
+        refit: Whether the model was trained on held-out interactions too.
         parent: The live version that this one will replace.
     """
     shape = (prepared.manifest.num_users, prepared.manifest.num_items)
@@ -192,6 +196,7 @@ def build_bundle(
             num_items=shape[1],
             num_interactions=num_interactions,
             metrics={split: dict(values) for split, values in metrics.items()},
+            refit=refit,
             data_fingerprint=prepared.manifest.input_fingerprint,
             recipe=recipe,
         )

@@ -98,7 +98,7 @@ class Recommender:
     def _factors(self, model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | None, Source]:
         """Returns the factors of a query's user; None: nothing is known of them, or the model cannot use it."""
         if query.history.size:
-            folded_in = model.fold_in(np.concatenate([seen, query.history]))
+            folded_in = model.fold_in(np.concatenate([seen, query.history]), query.user_idx)
             if folded_in is not None:
                 return folded_in, "fold-in"
         if query.user_idx is None:

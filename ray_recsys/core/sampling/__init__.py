@@ -1,1 +1,1 @@
-"""The epoch stream: positives with weights and negatives, in shuffled batches."""
+"""The epoch stream: shuffled batches of positives with their weights and negatives."""

@@ -1,11 +1,11 @@
-"""Who trains on which positives, and in which order: worked out alike on every worker from the manifest alone.
+"""Epoch plan: which positives each worker trains on, and in which order.
 
-Laid end to end, the partitions' positives are cut into one stretch a worker, equal to within one positive, so there may
-be more workers than partitions; at most one partition more than there are cuts is read twice. A worker's pieces of
-partitions come in an order of their own each epoch, gathered into windows; all positives of a window are shuffled.
-An epoch's first window is small, so that training begins when little has been read; each further one is up to twice as
-large. Users are in partitions by a hash, so a window is a random sample of them, another one each epoch.
-Knows nothing of the positives themselves.
+Every worker computes the same plan from the manifest alone. The partitions' positives, laid end to end, are cut into
+one range per worker; the ranges differ by at most one positive, so there may be more workers than partitions, and a
+partition that is cut is read by every worker that has a part of it. A worker shuffles its pieces of partitions every
+epoch, groups them into windows, and shuffles all positives of a window. The first window of an epoch is small, so that
+training starts early; each later one is up to twice as large. Users are assigned to partitions by a hash, so a window
+is a random sample of them, a different one each epoch.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _FIRST_WINDOW = 1 << 20
 
 @dataclass(frozen=True, slots=True, order=True)
 class Piece:
-    """Training interactions begin..end of a partition, counted in the order of its histories."""
+    """Training interactions `begin..end` of a partition, counted in the order of its histories."""
 
     partition: int
     begin: int
@@ -40,17 +40,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Positives that are shuffled with each other; they are `begin..end` of the worker's epoch."""
+    """Positives `begin..end` of the worker's epoch, which are shuffled together."""
 
     pieces: tuple[Piece, ...]
     begin: int
     end: int
     order: Permutation
+    """From an index in the shuffled window to an index in the order of its pieces."""
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """A worker's part of each epoch. The k-th step of all workers is `num_steps`-th part of each one's positives."""
+    """A worker's share of each epoch. Each of the `num_steps` steps takes an equal part of every worker's positives."""
 
     pieces: tuple[Piece, ...]
     sizes: tuple[int, ...]
@@ -77,21 +78,21 @@ class EpochPlan:
 
     @cached_property
     def cuts(self) -> Int64s:
-        """Where this worker's batches begin and end in its epoch, int64[num_steps + 1]."""
+        """Bounds of this worker's batches in its epoch, int64[num_steps + 1]."""
         return self._cuts_of(self.sizes[self.rank])
 
     @cached_property
-    def global_sizes(self) -> Int64s:
+    def global_batch_sizes(self) -> Int64s:
         """Positives of each step over all workers, int64[num_steps]."""
         return np.diff(sum((self._cuts_of(size) for size in self.sizes), np.zeros(1, np.int64)))
 
     @property
-    def may_keep_all(self) -> bool:
-        """Whether a window could hold all of this worker's positives."""
+    def fits_in_a_window(self) -> bool:
+        """Whether this worker may hold all of its positives in memory at once, and so read them only once."""
         return self.sizes[self.rank] <= self.window_interactions or len(self.pieces) == 1
 
     def windows(self, epoch: int) -> list[Window]:
-        """Returns the windows of an epoch, in order: at least one piece each, else up to the recipe's size."""
+        """Returns an epoch's windows in order: each has at least one piece, and otherwise at most the recipe's size."""
         ordered = sorted(self.pieces, key=lambda p: (derive_key(self.seed, _PIECE_ORDER, epoch, p.partition), p.begin))
         groups: list[list[Piece]] = []
         room = 0
@@ -101,17 +102,16 @@ class EpochPlan:
                 groups.append([])
             groups[-1].append(piece)
             room -= piece.size
-        return self._place(epoch, groups)
-
-    def _place(self, epoch: int, groups: list[list[Piece]]) -> list[Window]:
         windows, begin = [], 0
         for group in groups:
-            pieces = tuple(sorted(group))
-            end = begin + sum(piece.size for piece in pieces)
-            key = derive_key(self.seed, _WINDOW_ORDER, epoch, pieces[0].partition, pieces[0].begin)
-            windows.append(Window(pieces, begin, end, Permutation(end - begin, key)))
-            begin = end
+            windows.append(self._window(epoch, tuple(sorted(group)), begin))
+            begin = windows[-1].end
         return windows
+
+    def _window(self, epoch: int, pieces: tuple[Piece, ...], begin: int) -> Window:
+        size = sum(piece.size for piece in pieces)
+        key = derive_key(self.seed, _WINDOW_ORDER, epoch, pieces[0].partition, pieces[0].begin)
+        return Window(pieces, begin, begin + size, Permutation(size, key))
 
     def _cuts_of(self, size: int) -> Int64s:
         cuts: Int64s = np.arange(self.num_steps + 1) * size // max(1, self.num_steps)

@@ -1,22 +1,25 @@
-"""Batches of an epoch: what a worker's windows hold, in the plan's order, cut into the plan's steps.
+"""Epoch stream: the batches of one worker, read window by window in the order of its plan.
 
-Where the windows come from is the caller's business: it may read and draw here, or receive samples drawn elsewhere;
-both give the same bytes. Knows nothing of Ray. B positives, N negatives.
+A window reader provides the windows: it draws negatives in this process, or receives samples that were drawn elsewhere;
+both give the same bytes. Letters: B positives, N negatives.
 """
 
+import queue
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import Recipe, num_recent_items
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s
-from ray_recsys.core.prefetch import Prefetched
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Window
 from ray_recsys.core.sampling.positives import Samples
 
-_CHUNK = 16384  # positives made at once, where batches are smaller: numpy's cost per call is spread
+Item = TypeVar("Item")
+
+_CHUNK = 16384  # positives sampled at once where batches are smaller, to amortize numpy's overhead per call
 _CHUNKS_AHEAD = 2
 
 
@@ -25,68 +28,61 @@ class Batch:
     """A worker's positives of one step; B may be 0.
 
     `item_idx[:, 0]` are the positives, the other N columns their negatives. Sums over the workers' batches, divided by
-    `global_size`, are means over the step.
+    `global_batch_size`, are means over the step.
     """
 
     user_idx: Int64s
     item_idx: Int32s
     weight: Float32s
     rating: Float32s | None
-    global_size: int
+    global_batch_size: int
+    recent: Int32s | None = None
+    """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer."""
 
 
 class WindowSamples(Protocol):
-    """The samples of a window, addressed by place in the order of its histories."""
+    """Samples of a window, in the order of its pieces' histories."""
 
-    def take(self, places: Int64s) -> Samples:
-        """Returns the samples at the given places."""
+    def take(self, indices: Int64s) -> Samples:
+        """Returns the samples at the given indices."""
         ...
 
 
-Source = Callable[[int, Sequence[Window]], Iterator[WindowSamples]]
-"""(epoch, windows) → what is in each, in order. It is run ahead, in another thread."""
+WindowReader = Callable[[int, Sequence[Window]], Iterator[WindowSamples]]
+"""(epoch, windows) → the samples of each window, in order. Runs ahead of the training, in another thread."""
 
 
 class EpochStream:
-    """All epochs of one worker. While a window is used, the next one is made ready, also that of the next epoch."""
+    """All epochs of one worker. The next window, also that of the next epoch, is read while the current one is used."""
 
-    def __init__(self, plan: EpochPlan, source: Source, recipe: Recipe) -> None:
+    def __init__(self, plan: EpochPlan, read: WindowReader, recipe: Recipe) -> None:
         """Reads nothing yet."""
         self.plan = plan
-        self._source = source
-        self._last_epoch = recipe.train.epochs  # after it nothing is made ready
+        self._read = read
+        self._last_epoch = recipe.train.epochs  # nothing is prefetched after it
         self._empty = _empty_samples(recipe)
         self._ahead: tuple[int, Prefetched[WindowSamples]] | None = None
 
-    @property
-    def num_steps(self) -> int:
-        """Batches of an epoch, equal on all workers."""
-        return self.plan.num_steps
-
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yields the epoch's batches from a step on; as many on every worker, empty ones included.
-
-        Args:
-            epoch: Counted from 1.
-            first_step: Counted from 0; what comes before it is not read, if it fills windows.
-        """
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch, counted from 1: equally many on every worker, empty ones included."""
         plan = self.plan
-        if first_step >= plan.num_steps:
+        if not plan.num_steps:
             return
         steps_per_chunk = max(1, _CHUNK * plan.num_steps // max(1, plan.sizes[plan.rank]))
-        first_steps = range(first_step, plan.num_steps, steps_per_chunk)
+        first_steps = range(0, plan.num_steps, steps_per_chunk)
         chunks = Prefetched(self._chunks(epoch, first_steps), _CHUNKS_AHEAD)
         try:
-            for step, chunk in zip(first_steps, chunks, strict=True):
-                for s in range(step, min(step + steps_per_chunk, plan.num_steps)):
-                    part = chunk.take(slice(plan.cuts[s] - plan.cuts[step], plan.cuts[s + 1] - plan.cuts[step]))
-                    size = int(plan.global_sizes[s])
-                    yield Batch(part.user_idx, part.item_idx, part.weight, part.rating, size)
+            for first_step, chunk in zip(first_steps, chunks, strict=True):
+                for step in range(first_step, min(first_step + steps_per_chunk, plan.num_steps)):
+                    bounds = plan.cuts[step : step + 2] - plan.cuts[first_step]
+                    part = chunk.take(slice(*bounds))
+                    global_batch_size = int(plan.global_batch_sizes[step])
+                    yield Batch(part.user_idx, part.item_idx, part.weight, part.rating, global_batch_size, part.recent)
         finally:
             chunks.close()
 
     def close(self) -> None:
-        """Lets go of what was made ready for an epoch that does not come."""
+        """Cancels the prefetched next epoch; call it when training ends."""
         if self._ahead is not None:
             self._ahead[1].close()
             self._ahead = None
@@ -94,7 +90,7 @@ class EpochStream:
     def _chunks(self, epoch: int, first_steps: range) -> Iterator[Samples]:
         """Yields the samples of `first_steps.step` steps at a time."""
         cuts, num_steps = self.plan.cuts, self.plan.num_steps
-        windows = self._windows(epoch, int(cuts[first_steps.start]))
+        windows = self._windows(epoch)
         window, samples = next(windows, (None, None))
         try:
             for step in first_steps:
@@ -104,7 +100,7 @@ class EpochStream:
                     assert window is not None
                     assert samples is not None
                     if begin == window.end:
-                        samples = None  # let go of the old window before the next one comes
+                        samples = None  # frees the old window before the next one is held
                         window, samples = next(windows)
                     stop = min(end, window.end)
                     parts.append(samples.take(window.order(np.arange(begin, stop) - window.begin)))
@@ -113,29 +109,83 @@ class EpochStream:
         finally:
             windows.close()
 
-    def _windows(self, epoch: int, begin: int) -> Generator[tuple[Window, WindowSamples], None, None]:
-        """Yields the epoch's windows from the one that holds place `begin` on, each with what is in it."""
-        windows = [window for window in self.plan.windows(epoch) if window.end > begin]
-        held = self._open(epoch, windows, is_whole=begin == 0)
+    def _windows(self, epoch: int) -> Generator[tuple[Window, WindowSamples], None, None]:
+        """Yields the epoch's windows with their samples; prefetches the next epoch while the last one is used."""
+        windows = self.plan.windows(epoch)
+        samples_of_each = self._open(epoch, windows)
         try:
-            for place, (window, samples) in enumerate(zip(windows, held, strict=False), start=1):
-                if place == len(windows) and epoch < self._last_epoch:
-                    self._ahead = (epoch + 1, Prefetched(self._source(epoch + 1, self.plan.windows(epoch + 1)), 1))
+            for number, (window, samples) in enumerate(zip(windows, samples_of_each, strict=False), start=1):
+                if number == len(windows) and epoch < self._last_epoch:
+                    self._ahead = (epoch + 1, Prefetched(self._read(epoch + 1, self.plan.windows(epoch + 1)), 1))
                 yield window, samples
         finally:
-            held.close()
+            samples_of_each.close()
 
-    def _open(self, epoch: int, windows: list[Window], *, is_whole: bool) -> Prefetched[WindowSamples]:
+    def _open(self, epoch: int, windows: list[Window]) -> "Prefetched[WindowSamples]":
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            if ahead[0] == epoch and is_whole:
+            if ahead[0] == epoch:
                 return ahead[1]
             ahead[1].close()
-        return Prefetched(self._source(epoch, windows), 1)
+        return Prefetched(self._read(epoch, windows), 1)
 
 
 def _empty_samples(recipe: Recipe) -> Samples:
     is_explicit = recipe.train.objective == "explicit"
     num_columns = 1 if is_explicit else 1 + recipe.feed.num_negatives
     ratings = np.zeros(0, np.float32) if is_explicit else None
-    return Samples(np.zeros(0, np.int64), np.zeros((0, num_columns), np.int32), np.zeros(0, np.float32), ratings)
+    num_recent = num_recent_items(recipe.model)
+    recent = np.zeros((0, num_recent), np.int32) if num_recent else None
+    return Samples(
+        np.zeros(0, np.int64), np.zeros((0, num_columns), np.int32), np.zeros(0, np.float32), ratings, recent
+    )
+
+
+class Prefetched(Generic[Item]):
+    """Iterates over `iterator` in a thread of its own, up to `depth` items ahead of the consumer.
+
+    An error of the iterator is raised at the item that failed. `close` ends the thread after its current item.
+    """
+
+    def __init__(self, iterator: Iterator[Item], depth: int) -> None:
+        self._room = threading.Semaphore(depth)
+        self._made: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
+        self._is_closed = False
+        self._is_done = False
+        self._thread = threading.Thread(target=self._work, args=(iterator,), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> Item:
+        """Returns the next item, and waits for it if necessary."""
+        if self._is_done:
+            raise StopIteration
+        item, error = self._made.get()
+        self._room.release()
+        if error is not None:
+            self._is_done = True
+            raise error
+        assert item is not None
+        return item
+
+    def close(self) -> None:
+        """Closes the iterator, after the item that is being made."""
+        self._is_closed = self._is_done = True
+        self._room.release()
+        self._thread.join()
+
+    def _work(self, iterator: Iterator[Item]) -> None:
+        try:
+            while True:
+                self._room.acquire()  # before an item is made, or one more than `depth` would be held
+                if self._is_closed:
+                    return
+                self._made.put((next(iterator), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            self._made.put((None, error))
+        finally:
+            if close := getattr(iterator, "close", None):
+                close()

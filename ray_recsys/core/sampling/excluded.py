@@ -1,8 +1,8 @@
-"""Items that may not be drawn for a user, kept so that millions of memberships a second can be asked for.
+"""Items that may not be drawn as negatives of a user, stored for millions of membership tests per second.
 
-Each user's items are sorted; beside them lies a filter of 16 bits an item, in which a user's bits are as close together
-as the user's items (one cache line for most users). The filter answers nearly every question alone and never says no
-wrongly; what it says yes to is looked up. Knows nothing of time, files or random numbers. B pairs.
+Each user's items are sorted. Beside them lies a Bloom filter with one hash function and 16 bits per item, in which a
+user's bits are contiguous (one cache line for most users). It has no false negatives and answers most questions alone;
+its positives are verified by bisection. Letters: B pairs, N items per row, U users.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from ray_recsys.core.arrays import Bools, Int32s, Int64s
 
-_FILTER_BITS = 16  # an item: one in 16 of a user's bits is set, so one in 16 absent items is looked up in vain
-_FILTER_CHUNK = 1 << 20  # items whose bits are set at once, as bytes
-_FILTER_END = np.zeros(1, np.uint8)  # where the bits of a last user without items would be
+_FILTER_BITS = 16  # per item: at most 1 in 16 of a user's bits is set, and of absent items bisected
+_FILTER_CHUNK = 1 << 20  # items whose bits are set at once, one byte per bit
+_FILTER_END = np.zeros(1, np.uint8)  # read for a last user without items
 _HASH_FACTOR = np.uint32(0x9E3779B1)
 
 
 @dataclass(frozen=True, slots=True)
 class ExcludedItems:
-    """Distinct items of U users, ascending in each: those of row u are `items[offsets[u]:offsets[u + 1]]`."""
+    """Distinct items of U users, ascending within each: those of row u are `items[offsets[u]:offsets[u + 1]]`."""
 
     num_items: int
     offsets: Int64s
@@ -42,7 +42,7 @@ class ExcludedItems:
 
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
-        """Returns the rows of all parts, one part after the other."""
+        """Returns the rows of all parts, in order."""
         starts = np.cumsum([0, *(len(part.items) for part in parts)])
         offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
         return cls(
@@ -53,12 +53,12 @@ class ExcludedItems:
         )
 
     def num_allowed(self, rows: npt.NDArray[Any]) -> Int64s:
-        """Returns how many items of the catalogue may be drawn for each row, int64[B]."""
+        """Returns the number of items that may be drawn for each row, int64[B]."""
         allowed: Int64s = self.num_items - (self.offsets[rows + 1] - self.offsets[rows])
         return allowed
 
     def may_contain(self, rows: npt.NDArray[Any], items: npt.NDArray[Any]) -> Bools:
-        """Returns false only where the item is surely not excluded; rows [B] and items [B, N], or broadcastable."""
+        """Returns False only where an item is certainly not excluded; rows and items are broadcast together."""
         starts = self.offsets[rows]
         bits = _bit(items, starts, self.offsets[rows + 1] - starts)
         octets: npt.NDArray[np.uint8] = self.filter_bits[bits >> 3]
@@ -68,9 +68,9 @@ class ExcludedItems:
 
     def contains(self, rows: npt.NDArray[Any], items: npt.NDArray[Any]) -> Bools:
         """Returns whether each item is excluded for its row; both [B]."""
-        places = self._search(rows, items, shift=False)
-        found: Bools = places < self.offsets[rows + 1]
-        found[found] = self.items[places[found]] == items[found]
+        indices = self._search(rows, items, shift=False)
+        found: Bools = indices < self.offsets[rows + 1]
+        found[found] = self.items[indices[found]] == items[found]
         return found
 
     def nth_allowed(self, rows: npt.NDArray[Any], ranks: npt.NDArray[Any]) -> Int64s:
@@ -80,9 +80,9 @@ class ExcludedItems:
         return nth
 
     def _search(self, rows: npt.NDArray[Any], values: npt.NDArray[Any], *, shift: bool) -> Int64s:
-        """Returns the first place of each row whose item is >= value, or whose allowed items below are > value.
+        """Returns the index in `items` of each row's first item that is >= value; bisects all rows at once.
 
-        All rows are bisected at once; `shift` asks for the second.
+        With `shift`, the first item that has more than `value` allowed items below it.
         """
         starts = self.offsets[rows]
         low: Int64s = starts.copy()
@@ -99,7 +99,7 @@ class ExcludedItems:
 
 
 def _make_filter(offsets: Int64s, items: Int32s) -> npt.NDArray[np.uint8]:
-    """Returns 2 bytes an item, a user's bytes at twice the user's offset; made row-wise, since bits start as bytes."""
+    """Returns 2 bytes per item, a user's at twice the user's offset; made in chunks of rows to bound memory."""
     cuts = np.searchsorted(offsets, np.arange(0, len(items) + _FILTER_CHUNK, _FILTER_CHUNK), side="left")
     cuts = np.unique(np.minimum(cuts, len(offsets) - 1))
     chunks = []
@@ -113,7 +113,7 @@ def _make_filter(offsets: Int64s, items: Int32s) -> npt.NDArray[np.uint8]:
 
 
 def _bit(items: npt.NDArray[Any], starts: Int64s, lengths: Int64s) -> Int64s:
-    """Returns the filter bit of each item of a user with the given offset and number of items."""
+    """Returns the index of each item's filter bit, for users with the given offsets and numbers of items."""
     hashes = (items.astype(np.uint32) * _HASH_FACTOR).astype(np.int64)
     hashes *= lengths * _FILTER_BITS
     hashes >>= 32

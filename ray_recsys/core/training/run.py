@@ -60,7 +60,9 @@ class RunManifest(RunStart):
     best_epoch: int
     """Counted from 1; 0 without epochs."""
     metrics: dict[str, float]
-    """Validation metrics of the model, under the full-ranking protocol."""
+    """Validation metrics of the model, or of the one before the refit, under the full-ranking protocol."""
+    refit: bool = False
+    """Whether the model was trained again on everything, held-out interactions included."""
 
 
 class TrainResult(BaseModel):
@@ -75,14 +77,15 @@ class TrainResult(BaseModel):
     num_epochs: int
     best_epoch: int
     metrics: dict[str, float]
-    """Validation metrics of the model, under the full-ranking protocol."""
+    """Validation metrics of the model, or of the one before the refit, under the full-ranking protocol."""
+    refit: bool
     wall_s: float
     """Of this call, start-up of the workers included."""
 
     @classmethod
     def of(cls, path: Path, manifest: RunManifest, start_s: float) -> Self:
         """Returns the result of a training that started at `start_s` of `time.perf_counter`."""
-        shared = manifest.model_dump(include={"num_users", "num_items", "num_epochs", "best_epoch", "metrics"})
+        shared = manifest.model_dump(include={"num_users", "num_items", "num_epochs", "best_epoch", "metrics", "refit"})
         wall_s = round(time.perf_counter() - start_s, 3)
         return cls(run=path, model=manifest.recipe.model.name, wall_s=wall_s, **shared)
 
@@ -206,7 +209,9 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
     return different
 
 
-def finish_run(path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping[str, float]) -> RunManifest:
+def finish_run(
+    path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping[str, float], refit: bool = False
+) -> RunManifest:
     """Completes a run whose model (and last/ and curves.csv) are written; returns its manifest."""
     manifest = RunManifest(
         **read_start(path).model_dump(),
@@ -214,6 +219,7 @@ def finish_run(path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping
         num_epochs=num_epochs,
         best_epoch=best_epoch,
         metrics=dict(metrics),
+        refit=refit,
     )
     body = manifest.model_dump(mode="json")
     write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE,))

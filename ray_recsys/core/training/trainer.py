@@ -75,6 +75,8 @@ class Trainer:
     Args:
         model: With its initial weights; it is moved to the device.
         recipe: Optimization.
+        steps_per_epoch: Optimizer steps of an epoch; they stretch the learning-rate schedule.
+        num_epochs: Epochs to run at most; None: those of the recipe, which the schedule follows in any case.
         device: Where the model is trained.
         wrap: Makes the model data-parallel so that gradients are summed (not averaged) over workers.
     """
@@ -84,6 +86,8 @@ class Trainer:
         model: GradientModel,
         recipe: TrainRecipe,
         *,
+        steps_per_epoch: int = 1,
+        num_epochs: int | None = None,
         device: torch.device | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
@@ -94,12 +98,14 @@ class Trainer:
         self.progress = Progress()
         self.metric = deciding_metric(recipe)
         self._loss = wrap(self.model)
+        self._num_steps = steps_per_epoch * recipe.epochs
+        self._num_epochs = num_epochs or recipe.epochs
 
     @property
     def is_done(self) -> bool:
         """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
         progress, patience = self.progress, self.recipe.early_stopping_epochs
-        if progress.num_epochs >= self.recipe.epochs:
+        if progress.num_epochs >= self._num_epochs:
             return True
         if patience is None or not progress.records or not progress.records[-1].metrics:
             return False
@@ -116,9 +122,9 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         num_pairs = num_positives = 0
         for batch in batches:
-            total += self._step(batch) * batch.global_size
+            total += self._step(batch) * batch.global_batch_size
             num_pairs += batch.item_idx.size
-            num_positives += batch.global_size
+            num_positives += batch.global_batch_size
         return float(total), num_pairs, num_positives
 
     def check_loss(self, epoch: int, loss: float) -> None:
@@ -143,15 +149,22 @@ class Trainer:
         return progress.best_epoch == record.epoch
 
     def _step(self, batch: Batch) -> Tensor:
-        rate = self.recipe.learning_rate * min(1.0, (self.progress.num_steps + 1) / max(1, self.recipe.warmup_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
         loss: Tensor = self._loss(self._to_device(batch))
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.progress.num_steps += 1
         return loss.detach()
+
+    def _learning_rate(self) -> float:
+        """Returns the rate of the next step."""
+        step, recipe = self.progress.num_steps, self.recipe
+        rate = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+        if recipe.learning_rate_schedule == "linear":
+            rate *= max(0.0, 1 - step / self._num_steps)
+        return rate
 
     def _to_device(self, batch: Batch) -> TensorBatch:
         rating = None if batch.rating is None else self._tensor(batch.rating)
@@ -160,7 +173,8 @@ class Trainer:
             self._tensor(batch.item_idx),
             self._tensor(batch.weight),
             rating,
-            batch.global_size,
+            batch.global_batch_size,
+            None if batch.recent is None else self._tensor(batch.recent),
         )
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:

@@ -29,7 +29,7 @@ from ray_recsys.core.models.popularity import popularity_of
 from ray_recsys.core.models.registry import MODELS, load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.workflows.trained_model import TrainedModel
-from ray_recsys.errors import EmptyDataError
+from ray_recsys.errors import ArtifactError, EmptyDataError
 from ray_recsys.progress import Reporter, silent
 
 _USERS_PER_UNIT = 1024
@@ -120,6 +120,11 @@ def evaluate(
     opened = [TrainedModel.open(path) for path in models]
     for model in opened:
         model.check_fits(prepared)
+        if model.refit and candidates is None:
+            raise ArtifactError(
+                f"{model.path} was refit on everything: it has seen the held-out items of {prepared.path}",
+                remedy="evaluate a run without train.refit, or give --candidates that it has not seen",
+            )
     prepared.verify()
     scorers = Scorers(_labelled(opened), prepared, seed, executor.num_cpus)
     if candidates is None:

@@ -49,9 +49,12 @@ def fit(
     model = spec.fit(prepared, recipe, executor)
     sums = Validation.read(prepared, recipe).measure(model)
     metrics = sums.means() if sums.num_users else {}
+    if recipe.train.refit:
+        report("fitting again on everything, held-out interactions included")
+        model = spec.fit(prepared.with_held_out(), recipe, executor)
     shutil.rmtree(output / MODEL, ignore_errors=True)
     (output / MODEL).mkdir()
     model.save(output / MODEL)
-    manifest = finish_run(output, num_epochs=0, best_epoch=0, metrics=metrics)
+    manifest = finish_run(output, num_epochs=0, best_epoch=0, metrics=metrics, refit=recipe.train.refit)
     report(f"fitted: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items()) or 'no validation'}")
     return TrainResult.of(output, manifest, start_s)

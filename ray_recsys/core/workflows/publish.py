@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import BundleRecipe
+from ray_recsys.config import BundleRecipe, ItemKNNRecipe, Recipe
 from ray_recsys.core.executor import Executor
+from ray_recsys.core.models import item_knn
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
@@ -33,6 +34,8 @@ class PublishResult(BaseModel):
     num_users: int
     num_items: int
     num_interactions: int
+    refit: bool
+    """Whether the model was trained on everything, held-out interactions included."""
     metrics: dict[str, float]
     """Validation metrics of the run."""
 
@@ -71,7 +74,7 @@ def publish(
         rerank_name=reranks.name,
         recall=None if recalls is None else recalls.load(),
         recall_name=(recalls or reranks).name,
-        neighbours=_similar_items(rerank, recipe.num_neighbours, executor),
+        neighbours=_similar_items(rerank, prepared, recipe.num_neighbours, executor),
     )
     report(f"bundle: {rerank.num_users:,} users, {rerank.num_items:,} items")
     with home.staging() as staging:
@@ -81,11 +84,12 @@ def publish(
             prepared=prepared,
             recipe=opened.manifest.recipe.model_copy(update={"bundle": recipe}),
             metrics={"validation": opened.manifest.metrics},
+            refit=opened.manifest.refit,
             parent=home.live(),
         )
         version = home.publish(staging / "bundle")
     report(f"{version} is live in {home.path}")
-    same = manifest.model_dump(include={"model", "recall_model", "num_users", "num_items", "num_interactions"})
+    same = manifest.model_dump(include={"model", "recall_model", "num_users", "num_items", "num_interactions", "refit"})
     return PublishResult(
         version=version,
         path=home.bundle_path(version),
@@ -101,7 +105,10 @@ def _open(run: Path, prepared: PreparedSet) -> TrainedModel:
     return trained
 
 
-def _similar_items(model: Model, num_neighbours: int, executor: Executor) -> Neighbours:
+def _similar_items(model: Model, prepared: PreparedSet, num_neighbours: int, executor: Executor) -> Neighbours:
+    """Returns the model's similar items, or those of item-based CF if the model does not compare items."""
     found = model.neighbours(num_neighbours, executor)
-    assert found is not None
+    if found is None:
+        recipe = Recipe(model=ItemKNNRecipe(num_neighbours=num_neighbours))
+        found = item_knn.fit(prepared, recipe, executor).neighbours(num_neighbours, executor)
     return found

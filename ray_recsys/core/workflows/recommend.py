@@ -18,11 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.executor import Executor, Shared
-from ray_recsys.core.id_files import IdFile
-from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.recommender import Query, Recommender
-from ray_recsys.core.vocabulary import Lookup, normal_ids
+from ray_recsys.core.table_files import IdFile
+from ray_recsys.core.vocabulary import Lookup, are_integers, normal_ids
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
 

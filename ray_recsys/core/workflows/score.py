@@ -12,10 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.executor import Executor
-from ray_recsys.core.id_files import IdFile, check_ending
-from ray_recsys.core.integer_texts import are_integers
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.core.table_file import ENDINGS, write_table_file
+from ray_recsys.core.table_files import OUTPUT_ENDINGS, IdFile, check_ending, write_table_file
+from ray_recsys.core.vocabulary import are_integers
 from ray_recsys.core.workflows.recommend import open_version
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
@@ -57,7 +56,7 @@ def score(
         DataError: The input cannot be used, or has a column `score` already.
     """
     start_s = time.monotonic()
-    check_ending(output, ENDINGS)
+    check_ending(output, OUTPUT_ENDINGS)
     file = IdFile.open(input, ("user_id", "item_id"))
     if "score" in file.schema.names:
         raise DataError(f"{input} has a column score already", remedy="rename it: the scores get this name")

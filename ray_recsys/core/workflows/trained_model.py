@@ -33,6 +33,8 @@ class TrainedModel:
     """That of the prepared set it was trained on."""
     predicts_ratings: bool
     """Whether its scores are ratings."""
+    refit: bool
+    """Whether it has seen the held-out interactions of the prepared set."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -63,6 +65,7 @@ class TrainedModel:
             num_items=made.num_items,
             input_fingerprint=fingerprint,
             predicts_ratings=made.recipe.train.objective == "explicit",
+            refit=made.refit,
         )
 
     def load(self) -> Model:

@@ -1,1 +1,1 @@
-"""The Serve graph: ingress → recall → rerank."""
+"""Ray Serve around the HTTP application: ingress → recall → rerank."""

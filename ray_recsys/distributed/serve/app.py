@@ -1,6 +1,6 @@
-"""The Serve graph from typed arguments: ingress → recall → rerank, each in its replicas or all in the ingress's.
+"""Builds the Serve application from typed arguments: ingress → recall → rerank, or all in the ingress (`serve.fused`).
 
-`serve_config.yaml` names `build_app`; so does `local.serve`, so that both deploy the same thing.
+`serve_config.yaml` and `local.serve` both use `build_app`, so that they deploy the same application.
 """
 
 import os
@@ -14,44 +14,42 @@ from ray.serve.schema import LoggingConfig
 from ray_recsys.config import Recipe, ServeRecipe
 from ray_recsys.config.files import load_recipe
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.serve.ingress import Ingress
-from ray_recsys.distributed.serve.recall import RecallStage
-from ray_recsys.distributed.serve.rerank import RerankStage
+from ray_recsys.distributed.serve.deployments import Ingress, RecallReplica, RerankReplica
 from ray_recsys.errors import RecipeError
 
 NAME = "ray-recsys"
-HEALTH_CHECK_PERIOD_S = 2.0  # a dead replica is replaced when it is next looked at
-_UNLIMITED = 1_000_000  # the ingress itself refuses above serve.max_waiting, by a problem; Serve would by plain text
+HEALTH_CHECK_PERIOD_S = 2.0  # a dead replica is replaced at the next check
+_UNLIMITED = 1_000_000  # above serve.max_waiting the ingress refuses with a problem; Serve would with plain text
 
 
 class AppArgs(BaseModel):
-    """Arguments of `build_app`; an unknown key is refused."""
+    """Arguments of `build_app`; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     registry: str
-    """Directory of bundles on storage that every node sees; `~` and `$VARIABLES` are filled in."""
+    """Directory of bundles on storage shared by all nodes; `~` and `$VARIABLES` are expanded."""
     recipe: str | None = None
-    """TOML file whose `serve` section counts; None: the defaults."""
+    """TOML file whose `serve` section is used; None: the defaults."""
     serve: ServeRecipe | None = None
-    """The `serve` section itself, in place of a recipe."""
+    """The `serve` section itself, instead of a recipe."""
 
 
 def build_app(args: AppArgs) -> serve.Application:
-    """Returns the graph over a registry's live bundle.
+    """Returns the application that serves a registry's live bundle.
 
     Raises:
         RegistryError: No bundle is live.
-        RecipeError: The recipe cannot be read, or is given twice; or a variable of a path is not set.
+        RecipeError: The recipe cannot be read, both `recipe` and `serve` are given, or a path has an unset variable.
     """
-    registry = Path(_filled_in(args.registry)).absolute()
+    registry = Path(_expand(args.registry)).absolute()
     Registry(registry).current()
     limits = _limits(args)
     ingress = _deployment(Ingress, "ingress", limits, limits.ingress_replicas, max_ongoing_requests=_UNLIMITED)
     if limits.fused:
         return ingress.bind(str(registry), limits)
-    recall = _deployment(RecallStage, "recall", limits, limits.recall_replicas).bind(str(registry))
-    rerank = _deployment(RerankStage, "rerank", limits, limits.rerank_replicas).bind(str(registry))
+    recall = _deployment(RecallReplica, "recall", limits, limits.recall_replicas).bind(str(registry))
+    rerank = _deployment(RerankReplica, "rerank", limits, limits.rerank_replicas).bind(str(registry))
     return ingress.bind(str(registry), limits, recall, rerank)
 
 
@@ -59,8 +57,8 @@ def _limits(args: AppArgs) -> ServeRecipe:
     if args.recipe is None:
         return args.serve or Recipe().serve
     if args.serve is not None:
-        raise RecipeError("give `recipe` or `serve`, not both")
-    return load_recipe(Path(_filled_in(args.recipe))).serve
+        raise RecipeError("both `recipe` and `serve` are given", remedy="give only one")
+    return load_recipe(Path(_expand(args.recipe))).serve
 
 
 def _deployment(
@@ -71,15 +69,16 @@ def _deployment(
         num_replicas=num_replicas,
         max_ongoing_requests=max_ongoing_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),  # a line a request costs 5 %
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),  # a line per request costs 5 %
         ray_actor_options={"num_cpus": limits.cpus_per_replica},
     )(of)
 
 
-def _filled_in(path: str) -> str:
-    filled = os.path.expandvars(Path(path).expanduser())
-    if unset := re.search(r"\$\{?(\w+)", filled):
+def _expand(path: str) -> str:
+    expanded = os.path.expandvars(Path(path).expanduser())
+    if unset := re.search(r"\$\{?(\w+)", expanded):
         raise RecipeError(
-            f"{path}: the variable {unset[1]} is not set where Ray was started; set it there, or write the path out"
+            f"{path}: the variable {unset[1]} is not set in the environment that Ray was started in",
+            remedy="set it there, or write the path out",
         )
-    return filled
+    return expanded

@@ -1,4 +1,4 @@
-"""The graph on the Ray that this process is connected to, for as long as a block runs."""
+"""Serves on the connected Ray for the duration of a `with` block."""
 
 import contextlib
 import io
@@ -14,9 +14,9 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.registry import Registry
-from ray_recsys.distributed.ports import usable_port
+from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -24,28 +24,27 @@ from ray_recsys.progress import Reporter, silent
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
-LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see this machine's ports
+LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is not reachable by proxy
 
 
 @contextmanager
-def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Iterator[str]:
+def serve(registry: Path, settings: ServeRecipe, *, report: Reporter = silent) -> Iterator[str]:
     """Serves a registry's live bundle; yields the address, e.g. `http://127.0.0.1:8000`.
 
-    The graph is up when the block begins and gone a few seconds after it ends.
+    The application answers when the block starts and is shut down when it ends, which takes a few seconds.
 
     Args:
-        registry: Where bundles live; a newly published one goes live by itself.
-        recipe: Its `serve` section.
-        report: Told of each step.
+        registry: Directory of bundles; a newly published one goes live automatically.
+        settings: The recipe's `serve` section.
+        report: Receives each step.
 
     Raises:
         RegistryError: No bundle is live.
         ArtifactError: The live bundle is damaged.
-        ClusterError: The port is in use, or the cluster serves already or has too few CPUs.
-        StageError: The graph did not come up.
+        ClusterError: The port is in use, or Serve is already running on the cluster.
+        StageError: The application did not start.
     """
-    version = Registry(registry).open().version
-    settings = recipe.serve
+    version = Registry(registry).open().version  # a damaged bundle is refused here, before replicas restart over it
     _check_not_serving()
     port = usable_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -60,23 +59,23 @@ def serve(registry: Path, recipe: Recipe, *, report: Reporter = silent) -> Itera
         _wait_running()
         address = f"http://{_reachable(settings.host)}:{port}"
         _wait_answering(address)
-        report(f"{version} answers at {address}")
+        report(f"serving {version} at {address}")
         yield address
     finally:
-        with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of the controller's end as if of a failure
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray prints the controller's exit as a failure
             ray_serve.shutdown()
 
 
 def _check_not_serving() -> None:
-    """Raises ClusterError where Serve runs: it has a host and port already, and its end would not be ours to make."""
+    """Raises ClusterError if Serve is running: its host and port are fixed, and it is not ours to shut down."""
     try:
         ray.get_actor(_CONTROLLER, namespace="serve")
     except ValueError:
         return
     applications = ", ".join(ray_serve.status().applications) or "no application yet"
     raise ClusterError(
-        f"Serve runs on this Ray already ({applications}); deploy to it by `serve deploy serve_config.yaml`, or leave "
-        "--address out"
+        f"Serve is already running on this Ray cluster ({applications})",
+        remedy="deploy to it with `serve deploy serve_config.yaml`, or omit --address",
     )
 
 
@@ -92,18 +91,18 @@ def _wait_running() -> None:
             return
         if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
             reasons = [d.message for d in application.deployments.values() if d.message]
-            raise StageError(f"the graph cannot be deployed: {application.message or ''} {' '.join(reasons)}".strip())
+            raise StageError(f"deployment failed: {application.message or ''} {' '.join(reasons)}".strip())
         if time.monotonic() > deadline_s:
             waiting = {} if application is None else {n: d.status for n, d in application.deployments.items()}
             raise StageError(
-                f"the graph was not up after {START_TIMEOUT_S:.0f} s ({waiting}); does the cluster have the CPUs that "
-                "serve.*_replicas x serve.cpus_per_replica ask for?"
+                f"the application did not start within {START_TIMEOUT_S:.0f} s ({waiting})",
+                remedy="check that the cluster has serve.*_replicas x serve.cpus_per_replica CPUs",
             )
         time.sleep(POLL_S)
 
 
 def _wait_answering(address: str) -> None:
-    """Waits until the proxy in front of the graph knows its replicas."""
+    """Waits until the proxy routes to the replicas."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:

@@ -1,0 +1,128 @@
+"""The deployments: an ingress with the HTTP application, and replicas of recall and rerank."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.serving.app import make_app
+from ray_recsys.serving.bundles import BundleCache
+from ray_recsys.serving.live import LiveBundle
+from ray_recsys.serving.problems import overloaded, timed_out, unavailable
+from ray_recsys.serving.routes import Api
+from ray_recsys.serving.stages import Answer, LocalStages, Recalled, Stages, recall, rerank, use_one_thread
+
+LOAD_TIMEOUT_S = 300.0
+Handle = DeploymentHandle[Any]
+
+
+class StageReplica:
+    """One stage in a process of its own. Its methods run on the replica's event loop: a thread costs more than a query.
+
+    Args:
+        registry: Directory of bundles.
+    """
+
+    def __init__(self, registry: str) -> None:
+        use_one_thread()
+        self._cache = BundleCache(Path(registry))
+        self._cache.load_current()
+
+    async def load(self, version: str) -> None:
+        """Loads a version."""
+        await self._cache.recommender(version)
+
+
+class RecallReplica(StageReplica):
+    """Stage 1."""
+
+    async def recall(self, version: str, queries: list[Query]) -> list[Recalled]:
+        """Returns the candidates of each query."""
+        return recall(await self._cache.recommender(version), queries)
+
+
+class RerankReplica(StageReplica):
+    """Stage 2."""
+
+    async def rerank(self, version: str, queries: list[Query], recalled: list[Recalled]) -> list[Answer]:
+        """Returns the answer to each query from its candidates."""
+        return rerank(await self._cache.recommender(version), queries, recalled)
+
+
+class HandleStages:
+    """Both stages behind Serve handles.
+
+    Serve does not retry a call whose replica dies, so it is retried here, once; answering a query twice is harmless.
+    """
+
+    def __init__(self, recall: Handle, rerank: Handle, *, timeout_s: float) -> None:
+        self._handles = [recall, rerank]
+        # a handle's attribute is a new handle: created once, not per call
+        self._recall, self._rerank = _plain(recall).recall, _plain(rerank).rerank
+        self._timeout_s = timeout_s
+
+    async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
+        """Returns the answers to queries; see `Stages`."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._call(version, queries)
+                except RayActorError:
+                    return await self._call(version, queries)
+        except BackPressureError:
+            raise overloaded() from None
+        except TimeoutError:
+            raise timed_out(self._timeout_s) from None
+        except (RayActorError, DeploymentUnavailableError):
+            raise unavailable() from None
+
+    async def _call(self, version: str, queries: list[Query]) -> list[Answer]:
+        recalled = self._recall.remote(version, queries)
+        answers: list[Answer] = await self._rerank.remote(version, queries, recalled)
+        return answers
+
+    async def load(self, version: str) -> None:
+        """Loads a version in every replica of both stages."""
+        calls = [handle.broadcast("load", version) for handle in self._handles]
+        await asyncio.gather(*(call.results_async(timeout_s=LOAD_TIMEOUT_S) for call in calls))
+
+
+def _plain(handle: Handle) -> Handle:
+    """Returns a handle that uses plain pickle: Serve's default searches every message for code to ship."""
+    return handle.options(request_serialization="pickle", response_serialization="pickle")
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP application; without handles, both stages run in this replica.
+
+    Args:
+        registry: Directory of bundles.
+        limits: The recipe's `serve` section.
+        recall: Handle of the recall deployment.
+        rerank: Handle of the rerank deployment.
+    """
+
+    def __init__(
+        self, registry: str, limits: ServeRecipe, recall: Handle | None = None, rerank: Handle | None = None
+    ) -> None:
+        cache = BundleCache(Path(registry))
+        stages: Stages
+        if recall is None or rerank is None:
+            stages, max_calls = LocalStages(cache), 1
+        else:
+            # two calls per replica: one is computed while the other travels
+            max_calls = 2 * limits.rerank_replicas
+            stages = HandleStages(recall, rerank, timeout_s=limits.timeout_s)
+        self._api = Api(LiveBundle(cache, stages), stages, limits, max_calls=max_calls)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Returns the app; Serve calls this after the constructor."""
+        return make_app(self._api)

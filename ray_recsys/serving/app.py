@@ -1,0 +1,67 @@
+"""The ASGI application: the API, the page at `/`, the API's description at `/docs`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from ray_recsys import __version__
+from ray_recsys.config import ServeRecipe
+from ray_recsys.serving.problems import answer_problems
+from ray_recsys.serving.routes import Api, bundle_routes, recommend_routes
+from ray_recsys.serving.schemas import RecommendRequest
+from ray_recsys.serving.web_files import web_routes
+
+
+def make_app(api: Api) -> FastAPI:
+    """Returns the app; while it runs, it follows the registry."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(api.live.follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+
+    app = FastAPI(
+        title="ray_recsys",
+        version=__version__,
+        description="Recommendations in two stages: recall from the whole catalogue, then rerank.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from a CDN; ours is one of the static files
+        redoc_url=None,
+    )
+    answer_problems(app)
+    for router in (recommend_routes(api), bundle_routes(api), web_routes()):
+        app.include_router(router)
+    _describe(app, api.limits)
+    return app
+
+
+def _describe(app: FastAPI, limits: ServeRecipe) -> None:
+    """Adds the request's schema, with the recipe's limits, to the OpenAPI description."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            request = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            properties = request["properties"]
+            properties["k"]["maximum"] = limits.max_k
+            properties["num_candidates"]["anyOf"][0]["maximum"] = limits.max_candidates
+            for name in ("history", "exclude_items"):
+                properties[name]["maxItems"] = limits.max_history
+            schema["components"]["schemas"]["RecommendRequest"] = request
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the description
