@@ -154,7 +154,7 @@ class RayExecutor:
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
         require_cpu(self._command, self._cluster, report=self._report)
-        call = ray.put(_Guarded(function, stage))
+        call: Any = ray.put(_Guarded(function, stage))
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(_call.remote(call, item))
