@@ -5,11 +5,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
-from ray_recsys.config.space import Choice, Distribution, LogUniform
+from ray_recsys.config.space import Choice, Distribution, LogUniform, Uniform
 
 _WIDTH_AND_RATE: dict[str, Distribution] = {
     "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
     "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+}
+
+_RECENCY: dict[str, Distribution] = {
+    "model.recency_half_life": LogUniform(log_uniform=(2.0, 100.0)),
+    "model.recency_floor": Uniform(uniform=(0.0, 0.1)),
+}
+_SIMILARITY: dict[str, Distribution] = {
+    "model.num_neighbours": Choice(choice=(20, 50, 100, 200)),
+    "model.alpha": Uniform(uniform=(0.3, 0.8)),
 }
 
 
@@ -46,10 +55,7 @@ class HistoryWeightsRecipe(Section):
 class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
 
-    default_space: ClassVar[dict[str, Distribution]] = {
-        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
-        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
-    }
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
 
     name: Literal["item_knn"] = "item_knn"
     weight_by_repetition: bool = False
@@ -62,10 +68,7 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     The weights of the history are those of the user whose neighbours are looked for; the neighbours have their own.
     """
 
-    default_space: ClassVar[dict[str, Distribution]] = {
-        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
-        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
-    }
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
 
     name: Literal["user_knn"] = "user_knn"
     neighbour_half_life: float | None = Field(default=None, gt=0)
@@ -77,7 +80,10 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
 class EASERecipe(HistoryWeightsRecipe):
     """EASE (Steck 2019): the linear item-to-item model in closed form."""
 
-    default_space: ClassVar[dict[str, Distribution]] = {"model.l2": LogUniform(log_uniform=(10.0, 5000.0))}
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.l2": LogUniform(log_uniform=(10.0, 5000.0)),
+        **_RECENCY,
+    }
 
     name: Literal["ease"] = "ease"
     l2: float = Field(default=500.0, gt=0)
@@ -93,8 +99,9 @@ class IALSRecipe(HistoryWeightsRecipe):
 
     default_space: ClassVar[dict[str, Distribution]] = {
         "model.embedding_dim": Choice(choice=(32, 64, 128, 256)),
-        "model.l2": LogUniform(log_uniform=(1e-4, 1e-1)),
+        "model.l2": LogUniform(log_uniform=(1e-3, 3e-2)),
         "model.unobserved_weight": LogUniform(log_uniform=(0.03, 1.0)),
+        **_RECENCY,
     }
 
     name: Literal["ials"] = "ials"

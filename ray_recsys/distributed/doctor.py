@@ -150,15 +150,15 @@ def _check_auth() -> Check:
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     has_token = "RAY_AUTH_TOKEN" in os.environ or token.is_file()
     detail = f"mode {mode or 'unset'}, {'a' if has_token else 'no'} token"
-    is_open = mode == "disabled" or (not mode and not has_token)
     if mode == "token" and not has_token:
         return Check(name="auth", status="fail", detail=detail, remedy="ray get-auth-token --generate")
-    if is_open:
+    if mode == "disabled" or (not mode and not has_token):
+        # Unset, `ray start` requires a token if there is one; only a local cluster creates it.
         ports = "the dashboard's port"
         if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") != "0":
             ports += " or the replicas' gRPC ports (RAY_SERVE_THROUGHPUT_OPTIMIZED)"
+        detail += f": on a cluster of `ray start`, anyone who reaches {ports} can run code"
         remedy = "export RAY_AUTH_MODE=token" + ("" if has_token else "; ray get-auth-token --generate")
-        detail += f": anyone who reaches {ports} can run code"
         return Check(name="auth", status="warn", detail=detail, remedy=remedy)
     return Check(name="auth", status="ok", detail=detail)
 

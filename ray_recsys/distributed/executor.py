@@ -60,6 +60,11 @@ class _Numbered(Generic[Result]):
         return {"result": results}
 
 
+@ray.remote
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
 def _result_of(reference: Any) -> Any:
     result = ray.get(reference)
     if isinstance(result, RecsysError):
@@ -149,10 +154,10 @@ class RayExecutor:
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
         require_cpu(self._command, self._cluster, report=self._report)
-        call = ray.remote(_Guarded(function, stage).__call__)
+        call: Any = ray.put(_Guarded(function, stage))
         waiting: deque[Any] = deque()
         for item in items:
-            waiting.append(call.remote(item))
+            waiting.append(_call.remote(call, item))
             if len(waiting) >= _ITEMS_PER_CPU * self.num_cpus:
                 yield _result_of(waiting.popleft())
         while waiting:

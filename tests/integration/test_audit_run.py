@@ -31,6 +31,6 @@ def test_a_clean_and_a_leaking_set(tmp_path: Path) -> None:
     rewrite_partitions(prepared, leak)
     leaking = audit(prepared.path, executor)
     assert [(finding.fault, finding.count) for finding in leaking.findings] == [
-        ("pairs of the training in the validation", 60)
+        ("training pairs in the validation", 60)
     ]
     assert leaking == audit(PreparedSet.open(prepared.path).path, EXECUTOR)

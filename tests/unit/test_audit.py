@@ -90,7 +90,7 @@ def test_a_training_pair_that_is_held_out(prepared: PreparedSet, name: str) -> N
         return replace(histories, test=part) if name == "test" else replace(histories, validation=part)
 
     finding = only_finding(rewrite(prepared, leak))
-    assert finding.fault == f"pairs of the training in the {name}"
+    assert finding.fault == f"training pairs in the {name}"
     assert finding.count == 1
     user_idx = prepared.manifest.partitions[PARTITION].first_user_idx + 4
     assert finding.examples[0].startswith(f"user_idx {user_idx} ('user-{user_idx:05d}'), item_idx ")
@@ -101,7 +101,7 @@ def test_a_validation_pair_in_the_test(prepared: PreparedSet) -> None:
         return replace(histories, test=replace(histories.test, item_idx=histories.validation.item_idx))
 
     finding = only_finding(rewrite(prepared, leak))
-    assert finding.fault == "pairs of the validation in the test"
+    assert finding.fault == "validation pairs in the test"
     assert finding.count == prepared.manifest.partitions[PARTITION].num_users
     assert len(finding.examples) == MAX_EXAMPLES
 
@@ -132,7 +132,7 @@ def test_an_item_held_out_too_early(prepared: PreparedSet) -> None:
         return replace(histories, test=put(histories.test, 3, timestamp_s=999_999))
 
     finding = only_finding(rewrite(prepared, early))
-    assert finding.fault == "test items earlier than the user's last that is not held out for it"
+    assert finding.fault == "test items earlier than a preceding interaction of their user"
     assert finding.examples[0].endswith("second 999999")
 
 
@@ -156,8 +156,8 @@ def test_ties_inside_a_part_that_are_not_in_order_of_id(prepared: PreparedSet) -
     tied = rewrite(prepared, tie, split=split)
     assert checked(tied).findings == ()
     finding = only_finding(rewrite(tied, swap))
-    assert (finding.fault, finding.count) == ("items of one moment that are not in order of item id", 1)
-    assert "): before its equals comes item_idx " in finding.examples[0]
+    assert (finding.fault, finding.count) == ("simultaneous items that are not in order of item id", 1)
+    assert "): misplaced item_idx " in finding.examples[0]
     finer = {**split, "time_unit_us": 1_000}
     assert checked(rewrite(tied, swap, split=finer)).findings == (), "milliseconds may have decided"
 
@@ -174,7 +174,7 @@ def test_ties_between_training_and_a_held_out_item_that_are_not_in_order_of_id(p
 
     finding = only_finding(rewrite(prepared, same_moment, split=split))
     assert (finding.fault, finding.count) == (
-        "items of one moment that are not in order of item id",
+        "simultaneous items that are not in order of item id",
         int(np.count_nonzero(is_behind)),
     )
 
@@ -207,9 +207,7 @@ def test_an_item_index_that_the_vocabulary_does_not_have(prepared: PreparedSet) 
     def unknown(histories: Histories) -> Histories:
         return replace(histories, test=put(histories.test, 0, item_idx=prepared.manifest.num_items))
 
-    assert (
-        only_finding(rewrite(prepared, unknown)).fault == "item indices of the test that the vocabulary does not have"
-    )
+    assert only_finding(rewrite(prepared, unknown)).fault == "item indices of the test outside the vocabulary"
 
 
 def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
@@ -225,7 +223,7 @@ def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
 def test_user_ids_that_are_null_or_occur_again(prepared: PreparedSet) -> None:
     first, _, _, *rest = prepared.read_user_ids(PARTITION).to_pylist()
     finding = only_finding(replace_user_ids(prepared, PARTITION, [first, first, None, *rest]))
-    assert (finding.fault, finding.count) == ("user ids that are null or occur again", 2)
+    assert (finding.fault, finding.count) == ("user ids that are null or repeated", 2)
 
 
 def test_a_user_without_training_interactions(prepared: PreparedSet) -> None:
@@ -244,7 +242,7 @@ def test_a_changed_byte_and_a_partition_with_other_counts(prepared: PreparedSet)
     path = prepared.partition_path(PARTITION)
     change_a_byte(path)
     finding = only_finding(prepared)
-    assert finding.fault == "files that are damaged"
+    assert finding.fault == "damaged files"
     assert str(path) in finding.examples[0]
     path.unlink()
     assert "is missing" in only_finding(prepared).examples[0]
@@ -277,10 +275,10 @@ def items(ids: list[str | None], counts: list[int]) -> pa.Table:
     [
         (items(["a", "b"], [1, 3]), [1, 3], "items that are not in order of descending count, ties by id"),
         (items(["b", "a"], [3, 3]), [3, 3], "items that are not in order of descending count, ties by id"),
-        (items(["a", "b", "a"], [3, 2, 1]), [3, 2, 1], "item ids that are null or occur again"),
-        (items(["a", None], [3, 2]), [3, 2], "item ids that are null or occur again"),
+        (items(["a", "b", "a"], [3, 2, 1]), [3, 2, 1], "item ids that are null or repeated"),
+        (items(["a", None], [3, 2]), [3, 2], "item ids that are null or repeated"),
         (items(["a", "b"], [3, 2]), [3, 0], "items without training interactions"),
-        (items(["a", "b"], [3, 2]), [3, 1], "items whose count is not that of the training histories"),
+        (items(["a", "b"], [3, 2]), [3, 1], "items whose count differs from the training histories"),
     ],
 )
 def test_faults_of_the_item_table(table: pa.Table, recount: list[int], fault: str) -> None:
@@ -335,7 +333,7 @@ class TestWholeSets:
         found = audit(prepared.path, EXECUTOR)
         assert not found.passed
         leaked, adding = found.findings
-        assert (leaked.fault, leaked.count) == ("pairs of the training in the validation", 60)
+        assert (leaked.fault, leaked.count) == ("training pairs in the validation", 60)
         assert leaked.examples[0].startswith("user_idx 0 ('user-00000'), item_idx ")
         assert adding.fault == "counts of the manifest that do not add up"
 
@@ -352,7 +350,7 @@ class TestWholeSets:
         path = prepared.path / ITEMS
         change_a_byte(path)
         (finding,) = audit(prepared.path, EXECUTOR).findings
-        assert finding.fault == "files that are damaged"
+        assert finding.fault == "damaged files"
         path.write_bytes(path.read_bytes()[:-1])
         (finding,) = audit(prepared.path, EXECUTOR).findings
         assert "truncated or changed" in finding.examples[0]
@@ -362,8 +360,8 @@ class TestWholeSets:
         repeated = replace_user_ids(prepared, 1, [ids[1], *ids[1:]])
         change_a_byte(repeated.partition_path(2))
         faults = {finding.fault: finding.count for finding in audit(prepared.path, EXECUTOR).findings}
-        assert faults["files that are damaged"] == 1
-        assert faults["user ids that are null or occur again"] == 1
+        assert faults["damaged files"] == 1
+        assert faults["user ids that are null or repeated"] == 1
 
     def test_a_folder_that_is_not_a_prepared_set_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=MANIFEST):

@@ -1,4 +1,4 @@
-"""A Ray address that is not one is refused in seconds, with the address; Ray itself would try for minutes."""
+"""A wrong Ray address is refused within seconds and named; Ray itself would retry for minutes."""
 
 import socket
 import threading
@@ -54,7 +54,7 @@ def test_port_of_something_else() -> None:
         thread.start()
         message = refusal(f"127.0.0.1:{server.getsockname()[1]}")
         thread.join(5)
-    assert "what listens there is not Ray" in message
+    assert "the server there is not Ray" in message
 
 
 @pytest.mark.parametrize("address", ["no-such-host.invalid:6379", "127.0.0.1:notaport", "127.0.0.1:99999", ":6379"])

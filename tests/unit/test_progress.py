@@ -1,10 +1,10 @@
-"""Progress goes to stderr, one line a step, and stdout stays free for results."""
+"""Progress goes to stderr, one line per event; stdout is reserved for results."""
 
 import re
 
 import pytest
 
-from ray_recsys.progress import StderrReporter, silent
+from ray_recsys.progress import EpochFinished, StderrReporter, TrainingRestarted, silent
 
 
 def test_line_has_stage_time_and_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,3 +23,16 @@ def test_line_has_stage_time_and_message(capsys: pytest.CaptureFixture[str]) -> 
 def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     silent("anything")
     assert capsys.readouterr() == ("", "")
+
+
+def test_events_are_shown_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    report = StderrReporter("train")
+    report(EpochFinished(3, num_epochs=20, loss=0.35124, samples_per_s=409_657.8, metric="NDCG@10", value=0.03851))
+    report(EpochFinished(4, num_epochs=20, loss=0.5, samples_per_s=1000.0))
+    report(TrainingRestarted(3))
+    lines = [line.partition(" s] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "epoch 3: loss 0.3512, validation NDCG@10 0.0385, 409,658 samples/s",
+        "epoch 4: loss 0.5000, 1,000 samples/s",
+        "a worker was lost; resumed after epoch 3",
+    ]

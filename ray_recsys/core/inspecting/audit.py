@@ -192,7 +192,7 @@ def audit_partition(
 def damaged_file(path: Path, error: Exception) -> Finding:
     """Returns the finding of a file that is missing, truncated or changed."""
     text = error.message if isinstance(error, IntegrityError) else f"{path}: {error}"
-    return Finding(fault="files that are damaged", count=1, examples=(text,))
+    return Finding(fault="damaged files", count=1, examples=(text,))
 
 
 def _audit_split(users: AuditedUsers, split: Mapping[str, Any]) -> list[Finding]:
@@ -220,7 +220,7 @@ def _wrong_counts(users: AuditedUsers, info: PartitionInfo) -> list[Finding]:
         for name, count in counts.items()
         if count != getattr(info, name)
     ]
-    return find("counts of partitions that are not the manifest's", np.arange(len(wrong)), wrong.__getitem__)
+    return find("counts of partitions that differ from the manifest", np.arange(len(wrong)), wrong.__getitem__)
 
 
 def _draw_negatives(users: AuditedUsers, sampler: NegativeSampler) -> tuple[Int64s, Any]:

@@ -19,7 +19,7 @@ class Finding(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     fault: str
-    """A plural that the count applies to: `pairs of the training in the test`."""
+    """A plural that the count applies to: `training pairs in the test`."""
     count: int
     examples: tuple[str, ...]
     """Up to ten."""
@@ -119,10 +119,10 @@ def audit_items(items: pa.Table, recount: Int64s) -> list[Finding]:
             (counts[1:] > counts[:-1]) | (is_tie & is_unordered),
             lambda i: f"{name(i)} with count {counts[i]:,} before {name(i + 1)} with count {counts[i + 1]:,}",
         ),
-        *find("item ids that are null or occur again", copies, name),
+        *find("item ids that are null or repeated", copies, name),
         *find("items without training interactions", recount == 0, name),
         *find(
-            "items whose count is not that of the training histories",
+            "items whose count differs from the training histories",
             (recount != counts) & (recount > 0),
             lambda i: f"{name(i)}: count {counts[i]:,}, but {recount[i]:,} in the histories",
         ),

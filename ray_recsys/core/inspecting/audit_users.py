@@ -62,14 +62,14 @@ def audit_histories(users: AuditedUsers) -> list[Finding]:
     findings = []
     for fitted, held_out in (("training", "validation"), ("training", "test"), ("validation", "test")):
         leaked = np.unique(keys[held_out][is_in(keys[held_out], keys[fitted])])
-        findings += find(f"pairs of the {fitted} in the {held_out}", np.arange(len(leaked)), users.pairs(leaked))
+        findings += find(f"{fitted} pairs in the {held_out}", np.arange(len(leaked)), users.pairs(leaked))
     for name, part in users.parts().items():
         copies = keys[name][1:][keys[name][1:] == keys[name][:-1]]
         findings += find(f"repeated pairs in the {name}", np.arange(len(copies)), users.pairs(copies))
         findings += _steps_back(users, name, part)
     num_training = users.histories.training.lengths
     findings += find("users without training interactions", num_training == 0, users.name)
-    return findings + find("user ids that are null or occur again", is_repeated_id(users.user_ids), users.name)
+    return findings + find("user ids that are null or repeated", is_repeated_id(users.user_ids), users.name)
 
 
 def audit_negatives(users: AuditedUsers, rows: Int64s, negatives: npt.NDArray[Any]) -> list[Finding]:
@@ -94,7 +94,7 @@ def audit_leave_one_out(users: AuditedUsers) -> list[Finding]:
         findings += find(f"users with more than one {name} item", part.lengths > 1, users.name)
         if part.timestamp_s is None:
             continue
-        fault = f"{name} items earlier than the user's last that is not held out for it"
+        fault = f"{name} items earlier than a preceding interaction of their user"
         findings += find(fault, part.timestamp_s < latest[part.rows()], users.values(part, part.timestamp_s, "second"))
         latest = np.maximum(latest, _latest(part))
     return findings
@@ -116,9 +116,9 @@ def audit_ties(users: AuditedUsers, item_rank: Int64s, *, is_split_by_time: bool
         if part.timestamp_s is not None:
             is_tie &= part.timestamp_s[1:] == part.timestamp_s[:-1]
         findings += find(
-            "items of one moment that are not in order of item id",
+            "simultaneous items that are not in order of item id",
             is_tie & (ranks[1:] < ranks[:-1]),
-            users.values(part, part.item_idx, "before its equals comes item_idx"),
+            users.values(part, part.item_idx, "misplaced item_idx"),
         )
     return findings
 
@@ -166,7 +166,7 @@ def is_in(keys: Int64s, sorted_keys: Int64s) -> Bools:
 
 def _unknown_items(users: AuditedUsers, name: str, part: Interactions) -> list[Finding]:
     is_unknown = (part.item_idx < 0) | (part.item_idx >= users.num_items)
-    fault = f"item indices of the {name} that the vocabulary does not have"
+    fault = f"item indices of the {name} outside the vocabulary"
     return find(fault, is_unknown, users.values(part, part.item_idx, "item_idx"))
 
 

@@ -4,7 +4,7 @@ An item's code is its rank in the order of ids (integers by value, texts by UTF-
 Needs memory for the items of the log and of a few blocks at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,8 @@ def merge_items(blocks: Sequence[str], kind: IdKind, staging: Path) -> pa.Array:
     return ids
 
 
-def _merge(merged: pa.Array, waiting: Iterable[tuple[str, pa.Array]], staging: Path) -> pa.Array:
+def _merge(merged: pa.Array, waiting: Sequence[tuple[str, pa.Array]], staging: Path) -> pa.Array:
     """Appends the new ids of blocks in order of appearance; writes each block's positions of its ids in the result."""
-    waiting = list(waiting)
     encoded = pa.concat_arrays([merged, *(ids for _, ids in waiting)]).dictionary_encode()
     codes = encoded.indices.to_numpy()
     start = len(merged)
