@@ -140,14 +140,11 @@ class GMFRecipe(Section):
     """Standard deviation of the normal initial embeddings."""
 
 
-class NeuMFRecipe(Section):
-    """NeuMF (He et al. 2017)."""
+class MLPBranchRecipe(Section):
+    """The MLP of NeuMF, by itself or as a branch."""
 
-    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
-
-    name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32
-    """Width of the GMF and of the MLP embeddings, each."""
+    """Width of the embeddings of users and of items; NeuMF has them for each branch."""
     mlp_layers: tuple[PositiveInt, ...] = Field(default=(64, 32, 16), min_length=1)
     """Output widths of the MLP's hidden layers; its input is 2 x embedding_dim."""
     dropout: Fraction = 0.0
@@ -156,6 +153,27 @@ class NeuMFRecipe(Section):
     """LayerNorm before each activation of the MLP."""
     init_std: float = Field(default=0.01, gt=0)
     """Standard deviation of the normal initial embeddings."""
+
+
+class MLPRecipe(MLPBranchRecipe):
+    """The MLP alone (He et al. 2017): NeuMF without its GMF branch, biases apart."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+    gmf_dim: ClassVar[int] = 0
+    gmf_loss_weight: ClassVar[float] = 0.0
+    gmf_output: ClassVar[bool] = False
+    recent_items: ClassVar[int] = 0
+    recent_half_lives: ClassVar[tuple[float, ...]] = ()
+
+    name: Literal["mlp"] = "mlp"
+
+
+class NeuMFRecipe(MLPBranchRecipe):
+    """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["neumf"] = "neumf"
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
     gmf_output: bool = True
@@ -166,9 +184,36 @@ class NeuMFRecipe(Section):
     recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
     """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
 
+    @property
+    def gmf_dim(self) -> int:
+        """Width of the GMF embeddings."""
+        return self.embedding_dim
+
+
+class LightGCNRecipe(Section):
+    """LightGCN (He et al. 2020), trained by BPR: set feed.num_negatives = 1 for the paper's loss."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["lightgcn"] = "lightgcn"
+    embedding_dim: PositiveInt = 64
+    num_layers: PositiveInt = 3
+    """Propagations over the graph; the embeddings are the mean of all layers, the first included."""
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
 
 ModelRecipe = Annotated[
-    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
+    PopularityRecipe
+    | ItemKNNRecipe
+    | UserKNNRecipe
+    | EASERecipe
+    | IALSRecipe
+    | MFRecipe
+    | GMFRecipe
+    | MLPRecipe
+    | NeuMFRecipe
+    | LightGCNRecipe,
     Field(discriminator="name"),
 ]
 
