@@ -23,6 +23,7 @@ from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
+from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
@@ -49,6 +50,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     Returns:
         None, or a deterministic error, returned rather than raised so that Ray Train does not retry it.
     """
+    configure_data()
     args = WorkerArgs.model_validate(config["args"])
     progress: ProgressSender = config["progress"]
     prepared = PreparedSet.open(args.data)

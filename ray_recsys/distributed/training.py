@@ -7,10 +7,14 @@ a lost driver `resume` continues. What a worker does is in `train_worker`.
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
@@ -146,12 +150,25 @@ def _read_progress(checkpoint: Path) -> Progress:
     return read_progress(checkpoint)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray's trainer without two processes of which nothing here has use, and for which its workers would wait.
+
+    One would split Train's own datasets. The other would remove the placement group of a lost controller, which Ray
+    does anyway when the driver ends.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
 def _fit(args: WorkerArgs, report: Reporter) -> Path:
     """Runs Ray Train to the end; returns the last checkpoint."""
     cluster = args.recipe.cluster
     report(f"starting {cluster.num_workers} workers")
+    get_or_create_autoscaling_coordinator()  # starts while the controller does, which would start it and wait
     with progress_channel(report) as progress:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config={"args": args.model_dump(), "progress": progress},
             scaling_config=ray.train.ScalingConfig(
