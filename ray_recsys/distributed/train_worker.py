@@ -115,7 +115,7 @@ def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Yields a temporary directory; removes those that killed workers left on this machine."""
+    """Yields a temporary directory; removes those that killed workers left on this machine, checkpoints included."""
     root = Path(tempfile.gettempdir())
     for left in root.glob(f"{_SCRATCH}*"):
         pid = left.name.removeprefix(_SCRATCH).split("-")[0]
@@ -162,8 +162,8 @@ class _Reporter:
         done, checkpoint, name = self.trainer.progress, None, None
         if self.rank == 0:
             name = checkpoint_name(done)
-            directory = self.scratch / name
-            directory.mkdir()
+            # Not in `scratch`: its upload may outlive this function.
+            directory = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
             save_checkpoint(self.trainer, directory, self._best)  # a full disk is raised: it may have room at a retry
             checkpoint = ray.train.Checkpoint.from_directory(directory)
         ray.train.report(
