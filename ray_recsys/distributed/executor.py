@@ -188,7 +188,8 @@ class RayExecutor:
         self, task: Callable[[int], Result], numbers: list[int], num_tasks: int, stage: str
     ) -> Iterator[Result]:
         """Yields the results of what a lost process left undone, so that the number that loses it is known."""
-        call, guarded = ray.remote(_call).options(max_retries=_NUM_RETRIES), ray.put(_Guarded(task, stage))
+        call: Any = ray.remote(_call).options(max_retries=_NUM_RETRIES)
+        guarded = ray.put(_Guarded(task, stage))
         for first in range(0, len(numbers), self.num_cpus):
             for number, reference in [(n, call.remote(guarded, n)) for n in numbers[first : first + self.num_cpus]]:
                 try:
@@ -211,7 +212,8 @@ class RayExecutor:
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
         require_cpu(self._command, self._cluster, report=self._report)
-        call, guarded = ray.remote(_call), ray.put(_Guarded(function, stage))
+        call: Any = ray.remote(_call)
+        guarded = ray.put(_Guarded(function, stage))
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(call.remote(guarded, item))

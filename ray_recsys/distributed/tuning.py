@@ -125,7 +125,7 @@ def _trials_of(grid: ray_tune.ResultGrid, metric: DecidingMetric) -> list[Trial]
     trials = []
     for number in range(len(grid)):
         result = grid[number]
-        frame = result.metrics_dataframe
+        frame: Any = result.metrics_dataframe
         has_curve = frame is not None and metric.label in frame
         curve = tuple(float(value) for value in frame[metric.label]) if has_curve else ()
         trials.append(_trial_of(result.config or {}, result.metrics, result.error).model_copy(update={"curve": curve}))
