@@ -47,6 +47,8 @@ class Recipe(Section):
                 f"split.method = {self.split.method!r} needs times, but input.timestamp_column is not set; "
                 "without times only split.method = 'random_per_user' is possible"
             )
+        if self.model.name == "lightgcn" and self.train.objective == "explicit":
+            raise ValueError("train.objective = 'explicit': model.name = 'lightgcn' ranks, it does not predict ratings")
         needs_ratings = {
             "train.objective = 'explicit'": self.train.objective == "explicit",
             "prepare.min_rating": self.prepare.min_rating is not None,

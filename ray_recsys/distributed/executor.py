@@ -51,10 +51,6 @@ class _Guarded(Generic[Item, Result]):
             return StageError(f"{self._stage} failed: {_describe(error)}", remedy=_remedy(error))
 
 
-def _call(guarded: _Guarded[Item, Result], item: Item) -> Result | RecsysError:
-    return guarded(item)
-
-
 class _Numbered(Generic[Result]):
     """A Ray Data function: numbers in, results out, as objects."""
 
@@ -70,6 +66,11 @@ class _Numbered(Generic[Result]):
 
 def _bounded_retries() -> dict[str, Any]:
     return {"max_retries": _NUM_RETRIES}
+
+
+@ray.remote(max_retries=_NUM_RETRIES)
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 def _checked(result: Any) -> Any:
@@ -188,10 +189,9 @@ class RayExecutor:
         self, task: Callable[[int], Result], numbers: list[int], num_tasks: int, stage: str
     ) -> Iterator[Result]:
         """Yields the results of what a lost process left undone, so that the number that loses it is known."""
-        call: Any = ray.remote(_call).options(max_retries=_NUM_RETRIES)
-        guarded = ray.put(_Guarded(task, stage))
+        call: Any = ray.put(_Guarded(task, stage))
         for first in range(0, len(numbers), self.num_cpus):
-            for number, reference in [(n, call.remote(guarded, n)) for n in numbers[first : first + self.num_cpus]]:
+            for number, reference in [(n, _call.remote(call, n)) for n in numbers[first : first + self.num_cpus]]:
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayError as error:
@@ -212,11 +212,10 @@ class RayExecutor:
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
         require_cpu(self._command, self._cluster, report=self._report)
-        call: Any = ray.remote(_call)
-        guarded = ray.put(_Guarded(function, stage))
+        call: Any = ray.put(_Guarded(function, stage))
         waiting: deque[Any] = deque()
         for item in items:
-            waiting.append(call.remote(guarded, item))
+            waiting.append(_call.remote(call, item))
             if len(waiting) >= _ITEMS_PER_CPU * self.num_cpus:
                 yield _result_of(waiting.popleft())
         while waiting:

@@ -24,6 +24,19 @@ def test_results_come_back_for_every_number() -> None:
     assert list(EXECUTOR.map(lambda number: number, 0, stage="nothing")) == []
 
 
+def test_a_stream_keeps_the_order_of_its_items() -> None:
+    items = (text * 2 for text in "abcdefghijkl")
+    assert list(EXECUTOR.stream(str.upper, items, stage="shouting")) == [text * 2 for text in "ABCDEFGHIJKL"]
+
+
+def test_a_stream_raises_what_a_call_raised() -> None:
+    def call(number: int) -> int:
+        raise DataError(f"batch {number} is damaged")
+
+    with pytest.raises(DataError, match="batch 7 is damaged"):
+        list(EXECUTOR.stream(call, [7], stage="scoring"))
+
+
 def test_an_error_of_the_package_is_the_users() -> None:
     def task(number: int) -> int:
         raise DataError(f"chunk {number} is damaged")

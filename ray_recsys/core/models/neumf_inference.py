@@ -46,7 +46,7 @@ class TrainedNeuMF:
     def __init__(self, network: "NeuMF") -> None:
         self._network = network.eval()
         self.num_users, self.num_items = network.num_users, network.num_items
-        self._width = network.recipe.embedding_dim
+        self._width = network.recipe.gmf_dim
         with torch.inference_mode():
             parts = [network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()]
             self._items = torch.cat(parts, dim=1).cpu()
@@ -130,6 +130,8 @@ class TrainedNeuMF:
 
     def recall_space(self) -> RecallSpace | None:
         """Returns GMF embeddings with item biases; biases that are constant for a user do not change an order."""
+        if not self._width:
+            return None  # the MLP alone
         return RecallSpace(self._items[:, : self._width + 1].contiguous().numpy())
 
     def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
@@ -142,7 +144,7 @@ class TrainedNeuMF:
         """Writes the model's files."""
         network = self._network
         header = {
-            "name": "neumf",
+            "name": network.recipe.name,
             "num_users": self.num_users,
             "num_items": self.num_items,
             "recipe": network.recipe.model_dump(mode="json"),
@@ -163,7 +165,7 @@ class _FoldIn:
     def __init__(self, network: "NeuMF") -> None:
         self._network = network
         with torch.inference_mode():
-            ones = torch.ones(network.recipe.embedding_dim)
+            ones = torch.ones(network.recipe.gmf_dim)
             self._output = (ones if network.gmf_output is None else network.gmf_output).numpy()
             self._gmf = network.item_gmf.numpy() * self._output
             self._bias = (network.item_bias + network.global_bias).numpy()
@@ -172,7 +174,7 @@ class _FoldIn:
             self._global_bias = float(network.global_bias)
         self._user_half = network.user_half.weight.detach().numpy()
         self._user_half_bias = network.user_half.bias.detach().numpy()
-        self._width = network.recipe.embedding_dim
+        self._width = network.recipe.gmf_dim
         self._drawer = ExampleDrawer(network.num_items)
 
     def factors(self, history: Int32s, user_idx: int | None) -> Float32s:
@@ -182,7 +184,7 @@ class _FoldIn:
             item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
         prior = self._mean if user_idx is None else self._trained(user_idx)
         user = fit_user(prior, examples, lambda user: self._linearise(user, examples.items, item_hidden))
-        gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
+        gmf, mlp, bias = np.split(user, [self._width, len(user) - 1])
         parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
         return np.concatenate(parts).astype(np.float32)[np.newaxis]
 
@@ -195,7 +197,7 @@ class _FoldIn:
 
     def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
         """Returns the logits [C] of a user with items and their derivatives [C, P] by the user's parameters."""
-        gmf, mlp, bias = np.split(user, [self._width, 2 * self._width])
+        gmf, mlp, bias = np.split(user, [self._width, len(user) - 1])
         with torch.enable_grad():
             hidden = (item_hidden + torch.from_numpy(self._hidden(mlp))).requires_grad_()
             mlp_logits = self._network.mlp_head(hidden.clone())
