@@ -43,9 +43,11 @@ from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.distributed.train_worker import set_threads
 from ray_recsys.errors import ArtifactError, DataError, InputError, RecipeError, StageError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.reports.tune_html import write_html
 
 BEST_RECIPE = "best_recipe.toml"
 TRIALS = "trials.csv"
+REPORT = "report.html"
 _STORAGE = "ray"
 _NAME = "tune"
 
@@ -93,6 +95,7 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
             raise StageError(f"every trial failed; the first: {best.error}")
         write_trials(output / TRIALS, trials)
         (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
+        _write_report(output / REPORT, trials, recipe, report)
         for name in (STARTED, RECIPE):
             (output / name).unlink(missing_ok=True)
         shutil.rmtree(output / _STORAGE, ignore_errors=True)
@@ -106,6 +109,14 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
         trials=tuple(trials),
         wall_s=round(time.perf_counter() - start_s, 3),
     )
+
+
+def _write_report(path: Path, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
+    """Writes the page of a search; says why if plots are not possible here."""
+    try:
+        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+    except InputError as error:
+        report(f"no {path.name}: {error}")
 
 
 def _check_resumable(output: Path, start: RunStart) -> None:

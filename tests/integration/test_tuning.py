@@ -123,7 +123,7 @@ def test_a_search_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
     assert all(trial.error is None and trial.num_epochs == 6 == len(trial.curve) for trial in result.trials)
     assert len({trial.values["train.learning_rate"] for trial in result.trials}) == 4
     assert 1 <= sum(line.startswith("trial ") for line in lines) <= 3  # what had ended is not repeated
-    assert sorted(path.name for path in output.iterdir()) == ["best_recipe.toml", "trials.csv"]
+    assert sorted(path.name for path in output.iterdir()) == ["best_recipe.toml", "report.html", "trials.csv"]
     with pytest.raises(ArtifactError, match="no interrupted search"):
         tune(data.path, output, small_search(), resume=True)
 
