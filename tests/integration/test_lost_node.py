@@ -52,6 +52,6 @@ def test_without_a_minimum_the_loss_is_an_error_in_time(tmp_path: Path) -> None:
 def test_with_a_minimum_training_goes_on_with_fewer_workers(tmp_path: Path) -> None:
     lines, _ = train_on_two_nodes(tmp_path, min_workers=1)
     assert "removing a node" in lines
-    assert any("a worker was lost" in line for line in lines)
+    assert any("a worker was lost" in line for line in lines), lines
     assert lines[-1] == "done", lines
     assert Run.open(tmp_path / "run").manifest.num_epochs == 60

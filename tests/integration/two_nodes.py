@@ -20,8 +20,9 @@ from ray_recsys.errors import RecsysError
 def main(data: Path, run: Path, recipe_file: Path) -> None:
     """Prints a line per event, then `error: …` or `done`."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)  # before there is a second node that it could join instead
     second = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
     recipe = load_recipe(recipe_file)
 
     def remove_the_second() -> None:
