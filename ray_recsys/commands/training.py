@@ -43,8 +43,9 @@ def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, fin
 @click.command()
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="Where trials and the best recipe go.")
+@click.option("--resume", is_flag=True, help="Resumes an interrupted search.")
 @takes_invocation
-def tune(invocation: Invocation, *, data: Path, output: Path) -> None:
+def tune(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> None:
     """Searches for a better recipe with Ray Tune.
 
     Tries values of the keys under [tune.space], by default embedding width and learning rate; stops poor trials early
@@ -53,7 +54,7 @@ def tune(invocation: Invocation, *, data: Path, output: Path) -> None:
     from ray_recsys.distributed.tuning import tune as run
 
     with invocation.connect():
-        result = run(data, output, invocation.recipe, report=invocation.report)
+        result = run(data, output, invocation.recipe, resume=resume, report=invocation.report)
     invocation.answer(
         result, facts(**_scalars(result.model_dump(mode="json")), **result.best.values, **result.best.metrics)
     )

@@ -90,7 +90,11 @@ class TuneRecipe(Section):
     space: Annotated[dict[str, Distribution], BeforeValidator(flatten_space)] = Field(default={})
     """Recipe keys to search, e.g. `"train.learning_rate" = {log_uniform = [1e-4, 1e-2]}`; `choice`, `uniform` or
     `log_uniform`. Empty: the model's usual keys (width and learning rate for models trained by gradient descent)."""
+    search: Literal["random", "tpe"] = "random"
+    """How values are proposed: at random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
     num_trials: PositiveInt = 8
+    max_time_s: float | None = Field(default=None, gt=0)
+    """The search ends after this time with the trials it has; None: with `num_trials`."""
     max_concurrent_trials: PositiveInt = 2
     """Each trial is one process with one CPU."""
     grace_epochs: PositiveInt = 3

@@ -8,6 +8,7 @@ from ray_recsys.errors import ClusterError
 # Read by Ray when a raylet, or a Train, Data or Serve process starts, and when `ray.serve` is imported.
 _DEFAULTS = {
     "RAY_num_workers_soft_limit": "16",  # or each shuffle on a small node would start new Python processes
+    "RAY_task_oom_retries": "3",  # or a task that needs more memory than a node has would be retried without end
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # or every report would block for 2 s
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -182,9 +182,10 @@ class _Reporter:
         label = self.trainer.metric.label
         return EpochFinished(
             epoch=record.epoch,
-            num_epochs=self.trainer.recipe.epochs,
+            num_epochs=self.args.refit_epochs or self.trainer.recipe.epochs,
             loss=record.loss,
             samples_per_s=record.samples_per_s,
             metric=label if label in record.metrics else None,
             value=record.metrics.get(label, 0.0),
+            seconds=record.train_s + record.validate_s,
         )

@@ -1,5 +1,6 @@
 """Epochs, warm-up, early stopping, and checkpoints that continue bit for bit."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,7 +132,12 @@ def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: 
     trainer = trainer_of(recipe())
     records: list[EpochRecord] = []
     validated: list[int] = []
-    monkeypatch.setattr(Validation, "measure", lambda *_: validated.append(1) or MetricSums())
+
+    def measure(*_: object) -> MetricSums:
+        validated.append(1)
+        return MetricSums()
+
+    monkeypatch.setattr(Validation, "measure", measure)
     message = r"epoch 2, step 3 \(step 6 of the run\), with learning rate 0\.02 and a batch of 32 positives.*\(0\.02\)"
     with pytest.raises(StageError, match=message):
         train_epochs(trainer, ExplodingFeed(), no_validation(), 1, lambda record, _: records.append(record))
@@ -141,9 +147,14 @@ def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: 
 def test_warmup() -> None:
     trainer = trainer_of(recipe(warmup_steps=4, epochs=2))
     rates: list[float] = []
-    step = trainer.step
-    trainer.step = lambda batch: (step(batch), rates.append(trainer.optimizer.param_groups[0]["lr"]))[0]  # type: ignore[method-assign]
-    train_epochs(trainer, FixedFeed(), no_validation(), 1, lambda *_: None)
+
+    class Feed(FixedFeed):
+        def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            for batch in super().batches(epoch, first_step):
+                yield batch
+                rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    train_epochs(trainer, Feed(), no_validation(), 1, lambda *_: None)
     assert rates == pytest.approx([0.02 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
 
 
@@ -190,7 +201,7 @@ def test_checkpoints_come_in_time_and_seldom_ask_the_other_workers(monkeypatch: 
         return list(values)
 
     monkeypatch.setattr(loop, "_reduce", reduce)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
     timer = loop._CheckpointTimer(300.0, torch.device("cpu"))
     while not timer.is_due():
         clock += 0.01
