@@ -26,7 +26,7 @@ class AppClient:
 
     def __init__(self, api: Api) -> None:
         transport = httpx.ASGITransport(make_app(api), raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://app")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
         self._loop = asyncio.new_event_loop()
 
     def request(self, method: str, url: str, **options: Any) -> httpx.Response:

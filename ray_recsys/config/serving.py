@@ -55,6 +55,16 @@ class ServeRecipe(Section):
     """Requests that may wait in an ingress replica; it refuses more with 503, rather than answer them late."""
     timeout_s: float = Field(default=10.0, gt=0)
     """After so long without an answer from the stages' replicas a request is refused with 503."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header that are served beside loopback's; none on a host that is no loopback: every name."""
+    allow_open: bool = False
+    """Listen to other machines although there are no API keys."""
+    rate_per_key: float | None = Field(default=None, gt=0)
+    """Requests per second and API key that an ingress replica answers; none: no limit."""
+    access_log: bool = False
+    """A line of JSON per request, in the replicas' logs."""
+    slow_ms: float = Field(default=500.0, gt=0)
+    """Requests that take longer are logged, with or without the access log."""
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 

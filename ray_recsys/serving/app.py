@@ -4,12 +4,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from ray_recsys import __version__
 from ray_recsys.config import ServeRecipe
 from ray_recsys.serving.browse import bundle_routes
+from ray_recsys.serving.gateway import App, Gateway
+from ray_recsys.serving.keys import keys_of_environment
 from ray_recsys.serving.problems import answer_problems
 from ray_recsys.serving.routes import Api, recommend_routes
 from ray_recsys.serving.schemas import BatchRequest, RecommendRequest, ScoreRequest
@@ -17,7 +20,12 @@ from ray_recsys.serving.web_files import web_routes
 
 
 def make_app(api: Api) -> FastAPI:
-    """Returns the app; while it runs, it follows the registry."""
+    """Returns the app; while it runs, it follows the registry.
+
+    Raises:
+        InputError: The file of API keys cannot be used.
+    """
+    keys = keys_of_environment()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,6 +47,20 @@ def make_app(api: Api) -> FastAPI:
     for router in (recommend_routes(api), bundle_routes(api), web_routes()):
         app.include_router(router)
     _describe(app, api.limits)
+    gateway: Gateway | None = None
+
+    def wrap(inner: App) -> Gateway:
+        nonlocal gateway
+        gateway = Gateway(inner, api.limits, api.metrics, keys)
+        return gateway
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        in_flight = 0 if gateway is None else gateway.num_in_flight
+        text = api.metrics.write(api.live, num_waiting=api.coalescer.num_waiting, num_in_flight=in_flight)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(wrap)
     return app
 
 

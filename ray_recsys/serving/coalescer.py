@@ -6,6 +6,7 @@ next call. No query waits for a batch to fill.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ray_recsys.core.recommending.recommender import Query
@@ -28,14 +29,28 @@ class Coalescer:
         max_calls: Maximum number of concurrent calls.
         max_waiting: Maximum number of waiting queries; more are refused.
         max_batch: Maximum number of queries per call.
+        called: Receives the number of queries of each call.
     """
 
-    def __init__(self, stages: Stages, *, max_calls: int, max_waiting: int, max_batch: int = 16) -> None:
-        self._stages = stages
+    def __init__(
+        self,
+        stages: Stages,
+        *,
+        max_calls: int,
+        max_waiting: int,
+        max_batch: int = 16,
+        called: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._stages, self._called = stages, called
         self._max_calls, self._max_batch, self._max_waiting = max_calls, max_batch, max_waiting
         self._waiting: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._one_batch = asyncio.Semaphore(1)
+
+    @property
+    def num_waiting(self) -> int:
+        """Queries that wait for a call."""
+        return len(self._waiting)
 
     async def answer(self, version: str, query: Query) -> Answer:
         """Returns the answer to one query.
@@ -82,6 +97,7 @@ class Coalescer:
         return batch
 
     async def _call(self, batch: list[_Waiting]) -> None:
+        self._called(len(batch))
         try:
             answers = await self._stages.answer(batch[0].version, [waiting.query for waiting in batch])
         except Exception as error:  # noqa: BLE001  (passed on to every request of this call)

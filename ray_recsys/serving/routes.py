@@ -11,8 +11,10 @@ from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Query as RecallQuery
 from ray_recsys.serving.answers import ItemWriter, explain
 from ray_recsys.serving.coalescer import Coalescer
+from ray_recsys.serving.gateway import MAX_BODY_BYTES, too_large
 from ray_recsys.serving.live import LiveBundle
-from ray_recsys.serving.problems import MEDIA_TYPE, Problem
+from ray_recsys.serving.metrics import Metrics
+from ray_recsys.serving.problems import MEDIA_TYPE
 from ray_recsys.serving.resolve import find_id, resolve, resolve_scores
 from ray_recsys.serving.schemas import (
     BatchEntry,
@@ -28,8 +30,6 @@ from ray_recsys.serving.schemas import (
     Timings,
 )
 from ray_recsys.serving.stages import Answer, Stages
-
-MAX_BODY_BYTES = 1 << 20
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemBody, "description": text, "content": {MEDIA_TYPE: {}}}
@@ -59,7 +59,10 @@ class Api:
     def __init__(self, live: LiveBundle, stages: Stages, limits: ServeRecipe, *, max_calls: int) -> None:
         self.live = live
         self.limits = limits
-        self._coalescer = Coalescer(stages, max_calls=max_calls, max_waiting=limits.max_waiting)
+        self.metrics = Metrics()
+        self.coalescer = Coalescer(
+            stages, max_calls=max_calls, max_waiting=limits.max_waiting, called=self.metrics.batches.add
+        )
 
     async def ask(self, version: str, query: RecallQuery) -> Answer:
         """Returns the stages' answer to a query by one version.
@@ -67,7 +70,9 @@ class Api:
         Raises:
             Problem: The queue is full, or the stages are unavailable.
         """
-        return await self._coalescer.answer(version, query)
+        answer = await self.coalescer.answer(version, query)
+        self.metrics.answered(query, answer)
+        return answer
 
     async def recommend_batch(self, request: BatchRequest) -> Response:
         """Returns the recommendations to many users, all made by one bundle version."""
@@ -77,9 +82,10 @@ class Api:
             for user_id in request.user_ids
         ]
         queries = [resolve(one, bundle, self.limits).query for one in singles]
-        answers = await self._coalescer.answer_all(bundle.version, queries)
+        answers = await self.coalescer.answer_all(bundle.version, queries)
         writer, results = ItemWriter(bundle, request.string_ids), []
-        for user_id, answer in zip(request.user_ids, answers, strict=True):
+        for user_id, query, answer in zip(request.user_ids, queries, answers, strict=True):
+            self.metrics.answered(query, answer)
             best = answer.recommendations
             shown = str(user_id) if request.string_ids else user_id
             items = writer.recommended(best.item_idx, best.scores)
@@ -189,13 +195,5 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise Problem(
-                413,
-                "too-large",
-                "Body too large",
-                f"the body has more than {MAX_BODY_BYTES} bytes",
-                field="body",
-                value=f"over {MAX_BODY_BYTES} bytes",
-                limit=MAX_BODY_BYTES,
-            )
+            raise too_large()
     return bytes(body)

@@ -22,7 +22,12 @@ def web_routes() -> APIRouter:
 
 def _add_file(router: APIRouter, path: str, name: str, content: bytes) -> None:
     etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "frame-ancestors 'none'",
+    }
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
 
     async def send(request: Request) -> Response:

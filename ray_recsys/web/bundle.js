@@ -17,6 +17,7 @@ export async function showBundle() {
     byId("bundle-version").textContent = bundle.version;
     byId("bundle-model").textContent = model;
     byId("bundle-facts").replaceChildren(...factsOf(bundle).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+    byId("bundle").classList.toggle("failing", Boolean(bundle.swap_failure));
     byId("bundle").hidden = false;
   } catch (error) {
     if (!isSuperseded(error)) byId("bundle").hidden = true;
@@ -30,6 +31,7 @@ function factsOf(bundle) {
     Object.entries(values).map(([name, value]) => [`${split} ${name}`, number(value)]),
   );
   return [
+    ...(bundle.swap_failure ? [["refused", `${bundle.swap_failure.version ?? "CURRENT"}: ${bundle.swap_failure.reason}`]] : []),
     ["model", bundle.model_label],
     ...(bundle.recall_model === bundle.model ? [] : [["recall model", bundle.recall_model_label]]),
     ["created", created],

@@ -20,6 +20,7 @@ from ray_recsys.distributed.serve.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.serving.bundles import usable_version
+from ray_recsys.serving.keys import check_exposure
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -43,7 +44,9 @@ def serve(registry: Path, settings: ServeRecipe, *, report: Reporter = silent) -
         ArtifactError: The live bundle is damaged or refused, and so is every good one.
         ClusterError: The port is in use, or Serve is already running on the cluster.
         StageError: The application did not start.
+        InputError: Other machines could call it without a key.
     """
+    check_exposure(settings.host, allow_open=settings.allow_open)
     version = usable_version(registry)  # refused here, before replicas restart over it
     _check_not_serving()
     port = usable_port(settings.host, settings.port)

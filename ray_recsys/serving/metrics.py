@@ -1,0 +1,108 @@
+"""Prometheus metrics of one ingress replica, at /metrics.
+
+Requests only add to plain numbers; what Prometheus reads is made from them when it asks.
+"""
+
+import os
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.serving.live import LiveBundle
+from ray_recsys.serving.stages import Answer
+
+PREFIX = "ray_recsys_"
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+
+class Distribution:
+    """Counts by bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = _SECONDS) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        """Counts a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Returns the cumulative counts by upper bound, as Prometheus has them."""
+        rows, cumulative = [], 0
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            cumulative += count
+            rows.append((bound, float(cumulative)))
+        return rows
+
+
+class Metrics(Collector):
+    """What one application counts."""
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, int], Distribution] = defaultdict(Distribution)
+        """By route and status."""
+        self.refusals: defaultdict[str, int] = defaultdict(int)
+        """Requests refused by the gateway, by reason."""
+        self.recall, self.rerank, self.batches = Distribution(), Distribution(), Distribution(_SIZES)
+        self.answers: dict[str, int] = {"two-stage": 0, "fold-in": 0, "popular": 0}
+        self.num_short = 0
+        self._gauges: dict[str, tuple[str, float]] = {}
+        self._version = ""
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def answered(self, query: Query, answer: Answer) -> None:
+        """Counts an answer of the stages."""
+        self.recall.add(answer.recall_ms / 1e3)
+        self.rerank.add(answer.rerank_ms / 1e3)
+        self.answers[answer.recommendations.source] += 1
+        self.num_short += len(answer.recommendations.item_idx) < query.k
+
+    def write(self, live: LiveBundle, *, num_waiting: int, num_in_flight: int) -> bytes:
+        """Returns the text that Prometheus scrapes."""
+        self._version = live.bundle.version
+        self._gauges = {
+            "waiting_queries": ("Queries waiting for the stages", num_waiting),
+            "requests_in_flight": ("Requests admitted and not yet answered", num_in_flight),
+            "bundle_swaps": ("Swaps to another version since the start", live.num_swaps),
+            "swap_failures": ("Failed attempts to swap since the start", live.num_failures),
+            "swap_failing": ("1 while the registry's live version is refused", live.failure is not None),
+        }
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields what has been counted; the Prometheus client calls this."""
+        requests = HistogramMetricFamily(f"{PREFIX}request_seconds", "Time of a request", labels=["route", "status"])
+        for (route, status), times in list(self.requests.items()):
+            requests.add_metric([route, str(status)], times.buckets(), times.total)
+        stages = HistogramMetricFamily(f"{PREFIX}stage_seconds", "Computation for one query", labels=["stage"])
+        for name, times in (("recall", self.recall), ("rerank", self.rerank)):
+            stages.add_metric([name], times.buckets(), times.total)
+        batches = HistogramMetricFamily(f"{PREFIX}batch_queries", "Queries in one call of the stages", labels=[])
+        batches.add_metric([], self.batches.buckets(), self.batches.total)
+        yield from (requests, stages, batches)
+        yield _counts("answers", "Answers by source; popular is the fallback", "source", self.answers)
+        yield _counts("refusals", "Requests refused before they were parsed", "reason", self.refusals)
+        yield CounterMetricFamily(f"{PREFIX}short_answers", "Answers with fewer than k items", self.num_short)
+        for name, (text, value) in self._gauges.items():
+            yield GaugeMetricFamily(PREFIX + name, text, value)
+        info = GaugeMetricFamily(
+            f"{PREFIX}bundle_info", "1 for the version that answers", labels=["version", "replica"]
+        )
+        info.add_metric([self._version, str(os.getpid())], 1)
+        yield info
+
+
+def _counts(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+    for value, count in list(counts.items()):
+        family.add_metric([value], count)
+    return family
