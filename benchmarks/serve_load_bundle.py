@@ -11,7 +11,7 @@ from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
+from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 NUM_USERS, NUM_ITEMS, ITEMS_PER_USER = 6040, 3706, 165

@@ -1,6 +1,7 @@
 """`ray-recsys <command>`: from a raw interaction log to recommendations over HTTP.
 
-Exit status: 0 success; 2 bad usage or input (the message says how to fix it); 1 internal failure; 130 interrupted.
+Exit status: 0 success; 2 bad usage or input (the message says how to fix it); 3 the quality gate kept the live bundle;
+1 internal failure; 130 interrupted.
 Imports nothing heavy, so that `--help` answers at once. The commands are in `ray_recsys.commands`.
 """
 
@@ -14,11 +15,12 @@ import click
 from ray_recsys import __version__
 from ray_recsys.commands.data import audit, describe, prepare
 from ray_recsys.commands.machine import demo, doctor
+from ray_recsys.commands.registry import registry
 from ray_recsys.commands.serving import publish, recommend, score, serve
 from ray_recsys.commands.training import evaluate, train, tune
 
 TRACEBACK_VARIABLE = "RAY_RECSYS_TRACEBACK"
-_COMMANDS = (prepare, audit, describe, train, tune, evaluate, publish, serve, recommend, score, doctor, demo)
+_COMMANDS = (prepare, audit, describe, train, tune, evaluate, publish, registry, serve, recommend, score, doctor, demo)
 
 
 class _InOrder(click.Group):

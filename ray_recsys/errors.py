@@ -7,9 +7,11 @@
     │   │   └── EmptyDataError     nothing is left after filtering
     │   ├── ArtifactError          a prepared set, run or bundle
     │   │   ├── SchemaVersionError written by another schema version
-    │   │   └── IntegrityError     truncated or changed
+    │   │   ├── IntegrityError     truncated or changed
+    │   │   └── BundleRefusedError whole, but its answers are not what they were or cannot be right
     │   ├── RegistryError          a registry without a live bundle
     │   └── ClusterError           a Ray address, port or resource that is not available
+    ├── WorseModelError            exit 3: the quality gate kept the live bundle
     └── StageError                 exit 1: a stage failed although its input was good
 
 The package's own invariants are `assert`s, never errors of this tree.
@@ -65,12 +67,22 @@ class IntegrityError(ArtifactError):
     """A file of an artefact is missing, truncated or changed."""
 
 
+class BundleRefusedError(ArtifactError):
+    """A bundle is whole, but would not answer as it did when it was made, or not at all."""
+
+
 class RegistryError(InputError):
     """A registry has no live bundle."""
 
 
 class ClusterError(InputError):
     """A Ray address, a port or a resource is not available."""
+
+
+class WorseModelError(RecsysError):
+    """A model is worse than the live one on the same data; nothing was published."""
+
+    exit_status = 3
 
 
 class StageError(RecsysError):

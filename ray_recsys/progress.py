@@ -31,13 +31,16 @@ class EpochFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRestarted:
-    """Workers were lost and replaced; training resumes after the last finished epoch."""
+    """Workers were lost and replaced; training resumes from the newest checkpoint."""
 
     epoch: int
     """The last finished one."""
+    step: int = 0
+    """Of the epoch after it: the steps that need not be repeated."""
 
     def __str__(self) -> str:
-        return f"a worker was lost; resumed after epoch {self.epoch}"
+        step = f", step {self.step} of the next" if self.step else ""
+        return f"a worker was lost; resumed after epoch {self.epoch}{step}"
 
 
 Event = str | EpochFinished | TrainingRestarted

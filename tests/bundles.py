@@ -8,7 +8,7 @@ from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
+from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 
 MODEL_RECIPE = NeuMFRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)

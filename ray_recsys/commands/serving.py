@@ -24,9 +24,15 @@ class Serving(BaseModel):
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set that it was trained on.")
 @click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
 @click.option("--recall-run", type=INPUT, metavar="RUN", help="Another run whose model recalls; --run then reranks.")
+@recipe_option(
+    "--min-ratio", "bundle.min_ratio", type=float, help="Required part of the live NDCG@10.  [default: 0.98]"
+)
+@click.option("--force", is_flag=True, help="Publish a model that is worse than the live one, too.")
 @takes_invocation
-def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Path, recall_run: Path | None) -> None:
-    """Makes a run's model the live bundle."""
+def publish(
+    invocation: Invocation, *, run_path: Path, data: Path, registry: Path, recall_run: Path | None, force: bool
+) -> None:
+    """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3)."""
     from ray_recsys.core.workflows.publish import publish as run
 
     with invocation.connect() as executor:
@@ -37,10 +43,11 @@ def publish(invocation: Invocation, *, run_path: Path, data: Path, registry: Pat
             invocation.recipe.bundle,
             executor,
             recall_run=recall_run,
+            force=force,
             report=invocation.report,
         )
     values = result.model_dump(mode="json")
-    metrics = values.pop("metrics", None) or {}
+    metrics, _ = values.pop("metrics", None) or {}, values.pop("gate")
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
 
 

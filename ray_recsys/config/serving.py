@@ -23,6 +23,10 @@ class BundleRecipe(Section):
 
     num_neighbours: PositiveInt = 50
     """Similar items kept per item."""
+    min_ratio: float = Field(default=0.98, ge=0)
+    """Required part of the live version's `gate_metric`, where both were measured on the same data; 0: no gate."""
+    gate_metric: str = "NDCG@10"
+    """Validation metric that the gate compares."""
 
 
 class ServeRecipe(Section):
@@ -33,10 +37,13 @@ class ServeRecipe(Section):
     """0: a free port."""
     num_candidates: PositiveInt = 200
     """Items that recall hands to rerank unless the request says otherwise."""
-    max_k: PositiveInt = 100
+    max_k: PositiveInt = 500
     max_candidates: PositiveInt = 2000
     max_history: PositiveInt = 1000
-    ingress_replicas: PositiveInt = 1
+    max_allowed: PositiveInt = 10_000
+    """Items of an allow-list."""
+    ingress_replicas: PositiveInt | None = None
+    """none: 2 where the cluster has at least 2 CPUs, so that one that dies or is replaced leaves the other."""
     recall_replicas: PositiveInt = 1
     rerank_replicas: PositiveInt = 1
     fused: bool = True
@@ -48,6 +55,10 @@ class ServeRecipe(Section):
     """After so long without an answer from the stages' replicas a request is refused with 503."""
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
+
+    def num_ingresses(self, num_cpus: float) -> int:
+        """Returns the number of ingress replicas on a cluster with this many CPUs."""
+        return self.ingress_replicas or min(2, max(1, int(num_cpus)))
 
     @model_validator(mode="after")
     def _within_max_candidates(self) -> Self:

@@ -222,7 +222,7 @@ def _check_replicas(recipe: Recipe) -> Check:
     import ray
 
     serve, available = recipe.serve, ray.cluster_resources().get("CPU", 0)
-    replicas = serve.ingress_replicas + (0 if serve.fused else serve.recall_replicas + serve.rerank_replicas)
+    replicas = serve.num_ingresses(available) + (0 if serve.fused else serve.recall_replicas + serve.rerank_replicas)
     needed = replicas * serve.cpus_per_replica
     detail = f"{replicas} Serve replicas need {needed:g} CPUs"
     if needed <= available:

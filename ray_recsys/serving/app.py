@@ -1,6 +1,5 @@
 """The ASGI application: the API, the page at `/`, the API's description at `/docs`."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,9 +9,10 @@ from fastapi.openapi.utils import get_openapi
 
 from ray_recsys import __version__
 from ray_recsys.config import ServeRecipe
+from ray_recsys.serving.browse import bundle_routes
 from ray_recsys.serving.problems import answer_problems
-from ray_recsys.serving.routes import Api, bundle_routes, recommend_routes
-from ray_recsys.serving.schemas import RecommendRequest
+from ray_recsys.serving.routes import Api, recommend_routes
+from ray_recsys.serving.schemas import BatchRequest, RecommendRequest, ScoreRequest
 from ray_recsys.serving.web_files import web_routes
 
 
@@ -21,11 +21,11 @@ def make_app(api: Api) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(api.live.follow())
+        api.live.start()
         try:
             yield
         finally:
-            following.cancel()
+            api.live.stop()
 
     app = FastAPI(
         title="ray_recsys",
@@ -60,7 +60,14 @@ def _describe(app: FastAPI, limits: ServeRecipe) -> None:
             properties["num_candidates"]["anyOf"][0]["maximum"] = limits.max_candidates
             for name in ("history", "exclude_items"):
                 properties[name]["maxItems"] = limits.max_history
-            schema["components"]["schemas"]["RecommendRequest"] = request
+            properties["allowed_items"]["anyOf"][0]["maxItems"] = limits.max_allowed
+            schemas = schema["components"]["schemas"]
+            schemas["RecommendRequest"] = request
+            for model in (BatchRequest, ScoreRequest):
+                schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas["BatchRequest"]["properties"]["k"]["maximum"] = limits.max_k
+            schemas["ScoreRequest"]["properties"]["item_ids"]["maxItems"] = limits.max_candidates
+            schemas["ScoreRequest"]["properties"]["history"]["maxItems"] = limits.max_history
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -35,6 +35,7 @@ class Coalescer:
         self._max_calls, self._max_batch, self._max_waiting = max_calls, max_batch, max_waiting
         self._waiting: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._one_batch = asyncio.Semaphore(1)
 
     async def answer(self, version: str, query: Query) -> Answer:
         """Returns the answer to one query.
@@ -48,6 +49,21 @@ class Coalescer:
         self._waiting.append(waiting)
         self._send()
         return await waiting.answer
+
+    async def answer_all(self, version: str, queries: list[Query]) -> list[Answer]:
+        """Returns the answers to many queries of one request, a call at a time, so that single queries pass between.
+
+        Raises:
+            Problem: Too many queries are waiting, or the stages refused.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            raise overloaded()
+        answers: list[Answer] = []
+        async with self._one_batch:
+            for first in range(0, len(queries), self._max_batch):
+                answers += await self._stages.answer(version, queries[first : first + self._max_batch])
+                await asyncio.sleep(0)
+        return answers
 
     def _send(self) -> None:
         while self._waiting and len(self._calls) < self._max_calls:

@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.errors import RegistryError
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.stages import Stages
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
+class SwapFailure:
     """The last failed swap; `version` is None if CURRENT itself could not be read."""
 
     version: str | None
@@ -31,18 +32,37 @@ class LiveBundle:
     """Holds the bundle that answers new requests; a request in flight keeps the one it started with."""
 
     def __init__(self, cache: BundleCache, stages: Stages, *, poll_s: float = POLL_S) -> None:
-        """Opens the live bundle.
+        """Opens the live bundle, or the last good one if it cannot be served.
 
         Raises:
             RegistryError: No bundle is live.
-            ArtifactError: It is damaged.
+            ArtifactError: It is damaged, and so is every good one.
         """
         self._cache = cache
         self._stages = stages
         self._poll_s = poll_s
-        self._failure: _Failure | None = None
         self._retry_at_s = 0.0
-        self.bundle: Bundle = cache.open_current()
+        self._following: asyncio.Task[None] | None = None
+        self.bundle: Bundle = cache.open_usable()
+        self.failure: SwapFailure | None = self._failed_start()
+        """Why the registry's live version is not the one that is served; None: it is."""
+        self.num_swaps = 0
+        self.num_failures = 0 if self.failure is None else 1
+
+    def start(self) -> None:
+        """Follows the registry on the running event loop until `stop`."""
+        self._following = asyncio.get_running_loop().create_task(self.follow())
+
+    def stop(self) -> None:
+        """Stops following; the bundle stays."""
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+
+    def check_following(self) -> None:
+        """Raises RuntimeError if `start` was called and the registry is no longer followed."""
+        if self._following is not None and self._following.done():
+            raise RuntimeError("the registry is no longer followed")
 
     async def follow(self) -> None:
         """Swaps to new versions until cancelled; CURRENT is read at every poll, a failed version retried less often."""
@@ -56,22 +76,33 @@ class LiveBundle:
                 self._record(version, f"{type(error).__name__}: {error}")
 
     async def _swap(self, version: str) -> None:
-        has_failed = self._failure is not None and self._failure.version == version
+        has_failed = self.failure is not None and self.failure.version == version
         if has_failed and asyncio.get_running_loop().time() < self._retry_at_s:
             return
         if version != self.bundle.version:
             bundle = await self._cache.bundle(version)
             await self._stages.load(version)
             self.bundle = bundle
-        self._failure = None
+            self.num_swaps += 1
+        self.failure = None
 
     def _record(self, version: str | None, reason: str) -> None:
         """Logs a failure unless it repeats the last one, and postpones the next attempt at its version."""
-        last, polls = self._failure, 1
+        self.num_failures += 1
+        last, polls = self.failure, 1
         if last is not None and last.version == version:
             polls = min(2 * last.polls_to_retry, MAX_POLLS_TO_RETRY)
         if last is None or (last.version, last.reason) != (version, reason):
             what = "CURRENT cannot be read" if version is None else f"{version} cannot be loaded"
             logger.error("still serving %s: %s: %s", self.bundle.version, what, reason)
-        self._failure = _Failure(version, reason, polls)
+        self.failure = SwapFailure(version, reason, polls)
         self._retry_at_s = asyncio.get_running_loop().time() + polls * self._poll_s
+
+    def _failed_start(self) -> SwapFailure | None:
+        if self._cache.refusal is None:
+            return None
+        try:
+            version = self._cache.current()
+        except (RegistryError, OSError, UnicodeDecodeError):
+            version = None
+        return SwapFailure(version, self._cache.refusal, 1)

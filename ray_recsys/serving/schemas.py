@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from ray_recsys.core.recommending.bundle import BundleManifest
+from ray_recsys.core.recommending.recommender import Source
 
 ExternalId = StrictInt | StrictStr
+UserId = StrictInt | Annotated[StrictStr, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -20,8 +22,8 @@ class _Schema(BaseModel):
 class RecommendRequest(_Schema):
     """Recommendation request. Unknown users without a history get popular items."""
 
-    user_id: ExternalId | None = Field(default=None, examples=[42])
-    """Known or unknown user."""
+    user_id: UserId | None = Field(default=None, examples=[42])
+    """Known or unknown user; omitted for an anonymous one."""
     history: tuple[ExternalId, ...] = Field(default=(), examples=[[]])
     """Items the user has chosen, oldest first, instead of or in addition to those in the bundle. Unknown items are
     ignored and counted in the response."""
@@ -33,10 +35,43 @@ class RecommendRequest(_Schema):
     """Items to exclude; unknown ones are ignored."""
     num_candidates: Count | None = Field(default=None, examples=[200])
     """Number of candidates that recall passes to rerank, raised to k if smaller; the recipe has the default."""
+    allowed_items: tuple[ExternalId, ...] | None = Field(default=None, examples=[None])
+    """Only these items; unknown ones are ignored. k of them come back, if that many are eligible."""
+    category: StrictStr | None = Field(default=None, examples=["Comedy"])
+    """Only items of this category, or with it among the parts that `|` separates."""
+    diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    """How much similarity to the items above costs (maximal marginal relevance); 0 keeps the order of the scores."""
     explain: StrictBool = False
     """Add to each item the seen items that it resembles most."""
     string_ids: StrictBool = False
     """Write all ids as strings, for clients that round integers above 2^53, such as JavaScript."""
+
+
+class BatchRequest(_Schema):
+    """Recommendations to many known or unknown users at once."""
+
+    user_ids: Annotated[tuple[UserId, ...], Field(min_length=1, max_length=256)] = Field(examples=[[1, 2, 3]])
+    k: Count = Field(default=10, examples=[10])
+    """Number of items for each."""
+    exclude_seen: StrictBool = True
+    """Exclude the items that each user has seen."""
+    category: StrictStr | None = Field(default=None, examples=[None])
+    """Only items of this category."""
+    string_ids: StrictBool = False
+    """Write all ids as strings."""
+
+
+class ScoreRequest(_Schema):
+    """Scores of given items for a user, from a history, or by popularity for anybody else."""
+
+    item_ids: Annotated[tuple[ExternalId, ...], Field(min_length=1)] = Field(examples=[[50, 181]])
+    """At most serve.max_candidates; an unknown item gets no score."""
+    user_id: UserId | None = Field(default=None, examples=[42])
+    """Known or unknown user."""
+    history: tuple[ExternalId, ...] = Field(default=(), examples=[[]])
+    """Items the user has chosen, oldest first."""
+    string_ids: StrictBool = False
+    """Write all ids as strings."""
 
 
 class Item(_Schema):
@@ -79,13 +114,53 @@ class RecommendResponse(_Schema):
     """Recommendations, best first."""
 
     items: list[RecommendedItem]
-    source: Literal["two-stage", "fold-in", "popular"]
+    source: Source
     """two-stage: a known user; fold-in: from a history; popular: neither."""
     bundle: str = Field(examples=["20261124T050102Z-1f0c9a3e"])
     """The bundle version behind the whole response."""
     num_unknown_history: int = Field(default=0, examples=[0])
     """Number of history items that the bundle does not contain."""
     timings_ms: Timings
+
+
+class BatchEntry(_Schema):
+    """Recommendations to one user of a batch."""
+
+    user_id: int | str = Field(examples=[42])
+    items: list[RecommendedItem]
+    source: Source
+
+
+class BatchResponse(_Schema):
+    """Recommendations in the order of the request."""
+
+    results: list[BatchEntry]
+    bundle: str
+
+
+class ItemScore(_Schema):
+    """An item of the request and its score."""
+
+    item_id: int | str = Field(examples=[50])
+    score: float | None = Field(examples=[2.75])
+    """null: the bundle does not contain the item."""
+
+
+class ScoreResponse(_Schema):
+    """Scores in the order of the request."""
+
+    scores: list[ItemScore]
+    source: Source
+    bundle: str
+
+
+class ItemResponse(_Schema):
+    """One item of the catalogue."""
+
+    item: Item
+    num_users: int = Field(examples=[583])
+    """Users of the training data who chose it."""
+    bundle: str
 
 
 class SimilarResponse(_Schema):
@@ -114,6 +189,14 @@ class SeenResponse(_Schema):
     items: list[SeenItem]
 
 
+class SwapProblem(_Schema):
+    """Why the registry's live version is not the one that answers."""
+
+    version: str | None = Field(examples=["20261124T050102Z-1f0c9a3e"])
+    """The version that was refused; null if CURRENT cannot be read."""
+    reason: str = Field(examples=["IntegrityError: index.faiss: the sha256 differs"])
+
+
 class BundleResponse(BundleManifest):
     """The live bundle."""
 
@@ -121,16 +204,27 @@ class BundleResponse(BundleManifest):
     """The name of `model` for display."""
     recall_model_label: str = Field(examples=["Item-based CF"])
     """The name of `recall_model` for display."""
+    swap_failure: SwapProblem | None = None
+    """Why the registry's live version does not answer; null: it does."""
     recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
     """Full recipe of the training run."""
 
 
 class Health(_Schema):
-    """The service is up."""
+    """The process is up."""
 
     status: Literal["ok"] = "ok"
     bundle: str
-    """The live version."""
+    """The version that answers."""
+
+
+class Ready(_Schema):
+    """The stages answer. `degraded`: an older version serves, because the registry's live one was refused."""
+
+    status: Literal["ready", "degraded"]
+    bundle: str
+    """The version that answers."""
+    swap_failure: SwapProblem | None = None
 
 
 class ProblemBody(_Schema):

@@ -38,7 +38,11 @@ class Stages(Protocol):
         """
 
     async def load(self, version: str) -> None:
-        """Loads a version in every replica, so that no request waits for it."""
+        """Loads and checks a version in every replica, so that no request waits for it.
+
+        Raises:
+            ArtifactError: A replica refused it.
+        """
 
 
 class LocalStages:
@@ -48,10 +52,10 @@ class LocalStages:
     """
 
     def __init__(self, cache: BundleCache) -> None:
-        """Loads the live version."""
+        """Loads the live version, or the last good one."""
         use_one_thread()
         self._cache = cache
-        cache.load_current()
+        cache.load_usable()
 
     async def answer(self, version: str, queries: list[Query]) -> list[Answer]:
         """Returns the answers to queries; see `Stages`."""

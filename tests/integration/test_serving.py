@@ -128,7 +128,7 @@ def test_similar_items_are_the_bundles_neighbours(service: Service) -> None:
 def test_a_value_above_its_limit_is_a_problem(service: Service) -> None:
     answer = service.ask({"user_id": "user-00001", "k": 100_000})
     assert (answer.status, answer.kind) == (422, PROBLEM)
-    assert (answer.body["field"], answer.body["value"], answer.body["limit"]) == ("k", 100_000, 100)
+    assert (answer.body["field"], answer.body["value"], answer.body["limit"]) == ("k", 100_000, 500)
 
 
 def test_a_published_bundle_goes_live(service: Service) -> None:

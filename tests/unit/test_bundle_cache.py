@@ -134,6 +134,6 @@ def test_a_damaged_version_is_checked_again_at_the_next_request(registry: Regist
 
 def test_without_a_live_bundle_nothing_is_opened(tmp_path: Path) -> None:
     cache = BundleCache(tmp_path / "empty")
-    for call in (cache.current, cache.open_current, cache.load_current):
+    for call in (cache.current, cache.open_usable, cache.load_usable):
         with pytest.raises(RegistryError, match="no live bundle"):
             call()

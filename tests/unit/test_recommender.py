@@ -10,7 +10,8 @@ from ray_recsys.core.models import neighbours
 from ray_recsys.core.models.contract import DenseFactors, RecallSpace
 from ray_recsys.core.models.neighbours import nearest_by_cosine
 from ray_recsys.core.models.popularity import Popularity
-from ray_recsys.core.recommending.bundle import Bundle, BundleModels, build_bundle
+from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.candidate_index import CandidateIndex, RankedCatalogue
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import Registry

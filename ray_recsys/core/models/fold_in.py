@@ -49,10 +49,10 @@ class ExampleDrawer:
         self._drawn = np.random.default_rng(0).permutation(num_items)
 
     def examples(self, history: Int32s) -> Examples:
-        """Returns the history's latest 500 items as positives, and up to 1,500 other items as negatives."""
-        positives = np.unique(history[-MAX_HISTORY:])
-        drawn = self._drawn[: MAX_NEGATIVES + len(positives)]
-        negatives = drawn[~np.isin(drawn, positives)][:MAX_NEGATIVES]
+        """Returns the history's latest 500 items as positives, and up to 1,500 items outside of it as negatives."""
+        positives, chosen = np.unique(history[-MAX_HISTORY:]), np.unique(history)
+        drawn = self._drawn[: MAX_NEGATIVES + len(chosen)]
+        negatives = drawn[~np.isin(drawn, chosen)][:MAX_NEGATIVES]
         items = np.concatenate([positives, negatives]).astype(np.int64)
         labels = np.zeros(len(items), np.float32)
         labels[: len(positives)] = 1

@@ -8,42 +8,30 @@ users.arrow, item_ids.arrow        id ↔ index (see `vocabulary`)
 items.arrow                        id, training count, title?, category?; row = item_idx
 seen_offsets.npy, seen_items.npy   the items that each user has seen (see `seen`)
 neighbours.npy, neighbour_scores.npy
+smoke.json                         queries with their answers, asked again before it goes live (see `guard`)
 """
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import (
-    FileDigest,
-    atomic_directory,
-    digest_file,
-    parse_manifest,
-    read_manifest,
-    verify_file,
-    write_manifest,
-)
+from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file
 from ray_recsys.core.models import neighbours
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.models.registry import load_model
-from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending import catalogue, seen
 from ray_recsys.core.recommending.candidate_index import CandidateIndex, RankedCatalogue, Recall
 from ray_recsys.core.recommending.catalogue import Catalogue
 from ray_recsys.core.recommending.seen import SeenItems
-from ray_recsys.core.vocabulary import Vocabulary, write_vocabulary
+from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import IntegrityError
 
 KIND = "bundle"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MODEL = "model"
 RECALL_MODEL = "recall_model"
 USERS = "users.arrow"
@@ -100,16 +88,15 @@ class Bundle:
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
         for name, entry in manifest.pop("files").items():
             verify_file(path, name, entry)
-        bundle = cls(
-            path,
-            parse_manifest(BundleManifest, manifest, path),
-            Vocabulary.open(path / USERS),
-            Catalogue.open(path),
-            SeenItems.open(path),
-            Neighbours.open(path),
-        )
+        bundle = cls.of_files(path, parse_manifest(BundleManifest, manifest, path))
         bundle._check_counts()
         return bundle
+
+    @classmethod
+    def of_files(cls, path: Path, manifest: BundleManifest) -> Self:
+        """Maps the files of a directory, unchecked: for a bundle in the making."""
+        users, catalogue = Vocabulary.open(path / USERS), Catalogue.open(path)
+        return cls(path, manifest, users, catalogue, SeenItems.open(path), Neighbours.open(path))
 
     @property
     def version(self) -> str:
@@ -140,87 +127,3 @@ class Bundle:
         for name, (rows, expected) in found.items():
             if rows != expected:
                 raise IntegrityError(f"{self.path / name} has {rows} rows, the manifest says {expected}")
-
-
-@dataclass(frozen=True, slots=True)
-class BundleModels:
-    """The models of a bundle and what is derived from them."""
-
-    rerank: Model
-    rerank_name: str
-    recall: Model | None
-    """None: the model that reranks also recalls."""
-    recall_name: str
-    neighbours: Neighbours
-    """Similar items of every item."""
-
-
-def build_bundle(
-    output: Path,
-    *,
-    models: BundleModels,
-    prepared: PreparedSet,
-    recipe: Recipe,
-    metrics: Mapping[str, Mapping[str, float]],
-    refit: bool = False,
-    parent: str | None = None,
-) -> BundleManifest:
-    """Writes a bundle, complete or not at all; users are read a partition at a time.
-
-    Args:
-        output: Directory to make.
-        models: Trained on `prepared`.
-        prepared: Source of ids, item columns and seen items.
-        recipe: Of the run.
-        metrics: By split.
-        refit: Whether the model was trained on held-out interactions too.
-        parent: The live version that this one will replace.
-    """
-    shape = (prepared.manifest.num_users, prepared.manifest.num_items)
-    assert (models.rerank.num_users, models.rerank.num_items) == shape
-    with atomic_directory(output) as staging:
-        _write_models(staging, models)
-        catalogue.write_catalogue(staging, prepared.read_items())
-        num_interactions = seen.write_seen(staging, prepared)
-        write_vocabulary(staging / USERS, _user_ids(prepared))
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        digests = {str(path.relative_to(staging)): digest_file(path) for path in files}
-        created_at = datetime.now(UTC)
-        manifest = BundleManifest(
-            version=f"{created_at:%Y%m%dT%H%M%SZ}-{_content_digest(digests)[:8]}",
-            parent=parent,
-            created_at=created_at.isoformat(timespec="seconds"),
-            model=models.rerank_name,
-            recall_model=models.recall_name,
-            num_users=shape[0],
-            num_items=shape[1],
-            num_interactions=num_interactions,
-            metrics={split: dict(values) for split, values in metrics.items()},
-            refit=refit,
-            data_fingerprint=prepared.manifest.input_fingerprint,
-            recipe=recipe,
-        )
-        body = manifest.model_dump(mode="json")
-        write_manifest(staging, kind=KIND, schema_version=SCHEMA_VERSION, body=body, digests=digests)
-    return manifest
-
-
-def _write_models(staging: Path, models: BundleModels) -> None:
-    for name, model in ((MODEL, models.rerank), (RECALL_MODEL, models.recall)):
-        if model is not None:
-            (staging / name).mkdir()
-            model.save(staging / name)
-    space = (models.recall or models.rerank).recall_space()
-    if space is not None:
-        CandidateIndex.build(space).write(staging / INDEX)
-    models.neighbours.write(staging)
-
-
-def _user_ids(prepared: PreparedSet) -> pa.ChunkedArray:
-    parts = [prepared.read_user_ids(partition) for partition in range(len(prepared.manifest.partitions))]
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
-
-
-def _content_digest(digests: Mapping[str, FileDigest]) -> str:
-    lines = "".join(f"{digest.sha256}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()

@@ -3,6 +3,7 @@
 Shapes: C candidates, I items, Q query width.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -17,13 +18,16 @@ from ray_recsys.errors import IntegrityError
 class Recall(Protocol):
     """Finds candidates for one user."""
 
-    def search(self, user: UserFactors, num_candidates: int, excluded: Integers) -> Int32s:
+    def search(
+        self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
+    ) -> Int32s:
         """Returns the items with the highest recall scores, best first, ties by item_idx; int32[<= C].
 
         Args:
             user: Factors of one user, of the recall model.
             num_candidates: C; fewer are returned only where fewer items are eligible.
             excluded: Distinct indices of items that are not eligible.
+            allowed: Distinct indices; None: all items that are not excluded are eligible, otherwise only these.
         """
         ...
 
@@ -39,6 +43,12 @@ class CandidateIndex:
 
     def __init__(self, index: Any) -> None:
         self._index = index
+
+    @cached_property
+    def _vectors(self) -> Float32s:
+        """The index's own memory, float32[I, Q]."""
+        flat: Float32s = faiss.rev_swig_ptr(self._index.get_xb(), self.num_items * self._index.d)
+        return flat.reshape(self.num_items, self._index.d)
 
     @classmethod
     def build(cls, space: RecallSpace) -> Self:
@@ -68,7 +78,14 @@ class CandidateIndex:
         """I."""
         return int(self._index.ntotal)
 
-    def search(self, user: UserFactors, num_candidates: int, excluded: Integers) -> Int32s:
+    def vectors(self, first: int, num_items: int) -> Float32s:
+        """Returns the vectors of consecutive items, float32[n, Q]."""
+        vectors: Float32s = self._index.reconstruct_n(first, num_items)
+        return vectors
+
+    def search(
+        self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
+    ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
         Exact: excluded items cannot displace others, because as many more are asked for; of items tied at the edge the
@@ -76,6 +93,9 @@ class CandidateIndex:
         """
         assert isinstance(user, DenseFactors)
         query = np.ascontiguousarray(user.values[:1, : self._index.d])
+        if allowed is not None:
+            items = np.setdiff1d(allowed, excluded, assume_unique=True)
+            return _best(items, self._vectors[items] @ query[0], num_candidates)
         wanted = min(num_candidates + len(excluded), self.num_items)
         items = self._search(query, wanted)
         if excluded.size:
@@ -104,14 +124,24 @@ class RankedCatalogue:
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def search(self, user: UserFactors, num_candidates: int, excluded: Integers) -> Int32s:
+    def search(
+        self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
+    ) -> Int32s:
         """Returns the items with the highest scores; see `Recall`."""
         scores = self._model.scores(user)[0]
+        if allowed is not None:
+            items = np.setdiff1d(allowed, excluded, assume_unique=True)
+            return _best(items, scores[items], num_candidates)
         scores[excluded] = -np.inf
         num_kept = min(num_candidates, len(scores) - len(excluded))
         if num_kept <= 0:
             return np.zeros(0, np.int32)
         edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
         items = np.flatnonzero(scores >= edge)
-        order = np.lexsort((items, -scores[items]))[:num_kept]
-        return items[order].astype(np.int32)
+        return _best(items, scores[items], num_kept)
+
+
+def _best(items: Integers, scores: Float32s, num_kept: int) -> Int32s:
+    """Returns the items with the highest scores, best first, ties by item_idx."""
+    order = np.lexsort((items, -scores))[:num_kept]
+    return items[order].astype(np.int32)

@@ -1,10 +1,8 @@
-"""The items of a bundle: id, popularity, title and category of each index, and ids back to indices.
-
-This module does not know of models or users.
-"""
+"""The items of a bundle: id, popularity, title and category of each index, and ids back to indices."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_recsys.core.arrays import Int32s, Int64s
+from ray_recsys.core.recommending.title_index import TitleIndex
 from ray_recsys.core.vocabulary import ExternalId, Vocabulary, normal_ids, write_vocabulary
 from ray_recsys.errors import IntegrityError
 
@@ -30,7 +29,7 @@ class Item:
     category: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Catalogue:
     """Items by index; index 0 is the most popular."""
 
@@ -75,14 +74,43 @@ class Catalogue:
         values = self.table[column].chunk(0)  # written as one
         return [values[place].as_py() for place in places]
 
+    @cached_property
+    def _titles(self) -> TitleIndex:
+        return TitleIndex(self.table["title" if "title" in self.table.column_names else "item_id"].chunk(0))
+
+    @cached_property
+    def _categories(self) -> dict[str, Int32s]:
+        """Items of each category; one of several that `|` separates counts as a category too."""
+        if "category" not in self.table.column_names:
+            return {}
+        column = self.table["category"].chunk(0)
+        parts = pc.split_pattern(column, "|")
+        has_parts = pc.match_substring(column, "|").fill_null(False)
+        whole = np.flatnonzero(has_parts.to_numpy(zero_copy_only=False))
+        rows = np.concatenate([pc.list_parent_indices(parts).to_numpy(), whole])
+        names = pa.chunked_array([pc.list_flatten(parts), column.filter(has_parts)]).combine_chunks()
+        encoded = names.dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        order = np.lexsort((rows, codes))
+        groups = np.split(
+            rows[order].astype(np.int32), np.searchsorted(codes[order], np.arange(1, len(encoded.dictionary)))
+        )
+        return dict(zip(encoded.dictionary.to_pylist(), groups, strict=False))
+
+    def in_category(self, category: str) -> Int32s:
+        """Returns the items of a category, or of one of the parts that `|` separates, most popular first."""
+        return self._categories.get(category, np.zeros(0, np.int32))
+
     def search_titles(self, text: str, limit: int) -> Int32s:
         """Returns the most popular items, at most `limit`, whose title (or id, without titles) contains a text.
 
         Upper and lower case are the same; an empty text finds every item.
         """
-        column = self.table["title"] if "title" in self.table.column_names else self.table["item_id"]
-        is_hit = pc.match_substring(column.cast(pa.large_string()), text, ignore_case=True).fill_null(False)
-        return np.flatnonzero(is_hit.to_numpy())[:limit].astype(np.int32)
+        return self._titles.search(text, limit)
+
+    def warm(self) -> None:
+        """Builds the indices of titles and categories, which the first search would wait for."""
+        _ = self._titles, self._categories
 
 
 def write_catalogue(directory: Path, items: pa.Table) -> None:

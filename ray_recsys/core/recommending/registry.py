@@ -1,26 +1,51 @@
 """The registry: a directory of bundles by version, and a file CURRENT that names the live one.
 
     CURRENT                          20261124T050102Z-1f0c9a3e
+    LAST_GOOD                        versions that passed the guard and went live, latest first: what a server starts
+                                     with if CURRENT cannot be served
     20261124T050102Z-1f0c9a3e/       a bundle, never changed after it is there
 
-Both come into being by a rename, so that a reader sees the old or the new, never a half. This module does not know what
-a bundle is made of.
+All come into being by a rename, so that a reader sees the old or the new, never a half.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_recsys.core.artifact import locked_directory, remove_abandoned
-from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.artifact import locked_directory, parse_manifest, read_manifest, remove_abandoned
+from ray_recsys.core.recommending.bundle import KIND, SCHEMA_VERSION, Bundle, BundleManifest
+from ray_recsys.core.recommending.guard import check_bundle
 from ray_recsys.errors import ArtifactError, RegistryError
 
 CURRENT = "CURRENT"
+LAST_GOOD = "LAST_GOOD"
+NUM_GOOD = 5
+_IN_USE = "manifest.json"  # whoever serves a version holds a shared lock on this file
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+
+
+class Hold:
+    """A lock on a file, shared by those who read beside it; released when it is collected or its process dies."""
+
+    def __init__(self, path: Path, kind: int = fcntl.LOCK_SH) -> None:
+        """Takes the lock.
+
+        Raises:
+            OSError: There is no such file, or somebody holds a lock that excludes this one.
+        """
+        descriptor = os.open(path, os.O_RDONLY)
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise
 
 
 class Registry:
@@ -51,12 +76,30 @@ class Registry:
         return version
 
     def live(self) -> str | None:
-        """Returns the live version, or None where nothing was published yet.
+        """Returns the live version; None where nothing was published yet, or CURRENT names a version that is gone."""
+        with suppress(RegistryError, OSError, UnicodeDecodeError):
+            return self.current()
+        return None
+
+    def good(self) -> list[str]:
+        """Returns the versions that went live after a check and were not rolled back, latest first."""
+        try:
+            names = (self.path / LAST_GOOD).read_text(encoding="utf8").split()
+        except (OSError, UnicodeDecodeError):
+            return []
+        return [name for name in names if _VERSION.fullmatch(name) and (self.path / name).is_dir()]
+
+    def manifest(self, version: str) -> BundleManifest:
+        """Returns the manifest of a version; its other files are not read.
 
         Raises:
-            RegistryError: CURRENT names a version that is not there.
+            RegistryError: The version is not here.
+            ArtifactError: The manifest is damaged.
         """
-        return self.current() if (self.path / CURRENT).exists() else None
+        path = self.bundle_path(version)
+        body = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
+        body.pop("files")
+        return parse_manifest(BundleManifest, body, path)
 
     def bundle_path(self, version: str) -> Path:
         """Returns the directory of a version.
@@ -92,40 +135,111 @@ class Registry:
             os.close(lock)
 
     def publish(self, bundle: Path) -> str:
-        """Checks a bundle, moves it to its place and makes it live; returns its version.
+        """Checks a bundle and its answers, moves it to its place and makes it live; returns its version.
 
         Args:
             bundle: On the registry's file system; see `staging`.
 
         Raises:
-            ArtifactError: It is damaged, or its version is here already; CURRENT stays as it was.
+            ArtifactError: It is damaged or refused, or its version is here already; CURRENT stays as it was.
         """
-        version = Bundle.open(bundle).version
+        opened = Bundle.open(bundle)
+        check_bundle(opened)
+        version = opened.version
         assert _VERSION.fullmatch(version), version
-        place = self.path / version
-        if place.exists():
-            raise ArtifactError(f"{place} exists already; a version is never replaced")
-        bundle.rename(place)
-        self._write_current(version)
+        target = self.path / version
+        if target.exists():
+            raise ArtifactError(f"{target} exists already; a version is never replaced")
+        bundle.rename(target)
+        self._go_live(version, [version, *self.good()])
         return version
 
     def set_current(self, version: str) -> None:
-        """Makes a version live that is here already, e.g. to go back to an older one; checks it first.
+        """Makes a version live that is here already; checks it and its answers first.
 
         Raises:
             RegistryError: It is not here.
-            ArtifactError: It is damaged; CURRENT stays as it was.
+            ArtifactError: It is damaged or refused; CURRENT stays as it was.
         """
-        self.open(version)
-        self._write_current(version)
+        check_bundle(self.open(version))
+        self._go_live(version, [version, *self.good()])
 
-    def _write_current(self, version: str) -> None:
-        temporary = self.path / f".{CURRENT}.tmp-{uuid.uuid4().hex[:12]}"
+    def rollback(self, version: str | None = None) -> str:
+        """Makes an older version live; returns it. The version that was live is no longer a good one.
+
+        Args:
+            version: None: the last good version before the live one.
+
+        Raises:
+            RegistryError: There is none, or it is live already.
+            ArtifactError: It is damaged or refused; CURRENT stays as it was.
+        """
+        live = self.live()
+        older = [name for name in self.good() if name != live]
+        target = version or (older[0] if older else None)
+        if target is None:
+            raise RegistryError(
+                f"registry {self.path} has no good version but the live one", remedy="name one of `registry list`"
+            )
+        if target == live:
+            raise RegistryError(f"{target} is live already")
+        check_bundle(self.open(target))
+        self._go_live(target, [target, *older])
+        return target
+
+    def prune(self, num_kept: int) -> tuple[list[str], list[str]]:
+        """Removes old versions; returns those removed, and those that are in use and were kept for it.
+
+        The live version and the last good one before it always stay, and so does what a process on this file system
+        serves (see `hold`).
+
+        Args:
+            num_kept: The newest versions that stay.
+        """
+        live = self.live()
+        previous = [name for name in self.good() if name != live][:1]
+        kept = {live, *previous, *self.versions()[-num_kept:]}
+        removed, in_use = [], []
+        for version in self.versions():
+            if version in kept:
+                continue
+            if self._is_held(version):
+                in_use.append(version)
+                continue
+            doomed = self.path / f".pruned-{version}"
+            (self.path / version).rename(doomed)  # it disappears at once, not file by file
+            shutil.rmtree(doomed)
+            removed.append(version)
+        return removed, in_use
+
+    def hold(self, version: str) -> "Hold":
+        """Returns a hold on a version: until it is released, or its process dies, `prune` leaves the version alone.
+
+        Raises:
+            RegistryError: The version is not here.
+        """
+        return Hold(self.bundle_path(version) / _IN_USE)
+
+    def _is_held(self, version: str) -> bool:
+        try:
+            Hold(self.path / version / _IN_USE, fcntl.LOCK_EX).release()
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:  # a bundle without its manifest is no bundle
+            return False
+        return False
+
+    def _go_live(self, version: str, good: list[str]) -> None:
+        self._write(LAST_GOOD, list(dict.fromkeys(good))[:NUM_GOOD])
+        self._write(CURRENT, [version])
+
+    def _write(self, name: str, lines: list[str]) -> None:
+        temporary = self.path / f".{name}.tmp-{uuid.uuid4().hex[:12]}"
         with temporary.open("w", encoding="utf8") as file:
-            file.write(version + "\n")
+            file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self.path / CURRENT)
+        temporary.replace(self.path / name)
 
     def _check_there(self, version: str, *, place: str) -> None:
         if not _VERSION.fullmatch(version) or not (self.path / version).is_dir():

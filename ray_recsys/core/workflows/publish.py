@@ -3,6 +3,7 @@
 Until the last step the registry's live bundle stays as it was, whatever fails.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,11 +14,37 @@ from ray_recsys.core.models import item_knn
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.recommending.bundle import BundleModels, build_bundle
+from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.core.training.run import Run
 from ray_recsys.core.workflows.trained_model import TrainedModel
+from ray_recsys.errors import ArtifactError, WorseModelError
 from ray_recsys.progress import Reporter, silent
+
+
+class GateResult(BaseModel):
+    """A model's validation metric beside the live one's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    new: float | None
+    live: float | None
+    min_ratio: float
+    skipped: str | None = None
+    """Why the two were not compared."""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the new model is below the required part of the live one's metric."""
+        return self.new is not None and self.live is not None and self.new < self.min_ratio * self.live
+
+    def describe(self) -> str:
+        """Returns the comparison in words."""
+        if self.new is None or self.live is None:
+            return f"not compared: {self.skipped}"
+        compared = f"{self.metric} {self.new:.4f}, the live version has {self.live:.4f}"
+        return f"{compared} (required: {self.min_ratio:g} of it)"
 
 
 class PublishResult(BaseModel):
@@ -38,6 +65,8 @@ class PublishResult(BaseModel):
     """Whether the model was trained on everything, held-out interactions included."""
     metrics: dict[str, float]
     """Validation metrics of the run."""
+    gate: GateResult
+    """The comparison with the version that was live before."""
 
 
 def publish(
@@ -48,6 +77,7 @@ def publish(
     executor: Executor,
     *,
     recall_run: Path | None = None,
+    force: bool = False,
     report: Reporter = silent,
 ) -> PublishResult:
     """Builds a bundle of a run's model, checks it and makes it live.
@@ -59,23 +89,26 @@ def publish(
         recipe: The bundle carries the run's recipe with this section.
         executor: Finds similar items of a large catalogue.
         recall_run: Run of another model that recalls; None: the same model recalls and reranks.
+        force: Publish a model that is worse than the live one, too.
         report: Progress.
 
     Raises:
-        ArtifactError: A run or the data are damaged, or do not belong together.
+        ArtifactError: A run or the data are damaged or do not belong together, or the bundle is refused by its check.
+        WorseModelError: The model is worse than the live one, by `recipe.min_ratio`.
     """
     prepared, home = PreparedSet.open(data), Registry(registry)
     reranks = _open(run, prepared)
     recalls = None if recall_run is None else _open(recall_run, prepared)
     prepared.verify()
     opened, rerank = Run.open(run), reranks.load()
-    models = BundleModels(
-        rerank=rerank,
-        rerank_name=reranks.name,
-        recall=None if recalls is None else recalls.load(),
-        recall_name=(recalls or reranks).name,
-        neighbours=_similar_items(rerank, prepared, recipe.num_neighbours, executor),
-    )
+    gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
+    report(f"quality gate: {gate.describe()}")
+    if gate.is_worse and not force:
+        message = f"{run}: {gate.describe()}; {home.path} keeps {home.live()}"
+        raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
+    recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
+    similar = _similar_items(rerank, prepared, recipe.num_neighbours, executor)
+    models = BundleModels(rerank, reranks.name, recall, recall_name, similar)
     report(f"bundle: {rerank.num_users:,} users, {rerank.num_items:,} items")
     with home.staging() as staging:
         manifest = build_bundle(
@@ -89,14 +122,35 @@ def publish(
         )
         version = home.publish(staging / "bundle")
     report(f"{version} is live in {home.path}")
-    same = manifest.model_dump(include={"model", "recall_model", "num_users", "num_items", "num_interactions", "refit"})
-    return PublishResult(
-        version=version,
-        path=home.bundle_path(version),
-        parent=manifest.parent,
-        metrics=manifest.metrics["validation"],
-        **same,
-    )
+    same = manifest.model_dump(include=_SAME)
+    metrics = manifest.metrics["validation"]
+    return PublishResult(version=version, path=home.bundle_path(version), metrics=metrics, gate=gate, **same)
+
+
+_SAME = {"parent", "model", "recall_model", "num_users", "num_items", "num_interactions", "refit"}
+
+
+def compare_with_live(
+    registry: Registry, metrics: Mapping[str, float], data_fingerprint: str, recipe: BundleRecipe
+) -> GateResult:
+    """Compares a run's validation metric with that of the live version, if both were measured on the same data."""
+
+    def skip(reason: str) -> GateResult:
+        return GateResult(metric=recipe.gate_metric, new=None, live=None, min_ratio=recipe.min_ratio, skipped=reason)
+
+    version = registry.live()
+    if version is None:
+        return skip("no version is live")
+    try:
+        live = registry.manifest(version)
+    except ArtifactError as error:  # a damaged version must not stop the one that replaces it
+        return skip(f"the live version cannot be read ({error.message})")
+    if live.data_fingerprint != data_fingerprint:
+        return skip(f"{version} was made from other data")
+    before, now = live.metrics.get("validation", {}).get(recipe.gate_metric), metrics.get(recipe.gate_metric)
+    if before is None or now is None:
+        return skip(f"{'the run' if now is None else version} has no validation {recipe.gate_metric}")
+    return GateResult(metric=recipe.gate_metric, new=now, live=before, min_ratio=recipe.min_ratio)
 
 
 def _open(run: Path, prepared: PreparedSet) -> TrainedModel:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.schema import LoggingConfig
@@ -19,6 +20,8 @@ from ray_recsys.errors import RecipeError
 
 NAME = "ray-recsys"
 HEALTH_CHECK_PERIOD_S = 2.0  # a dead replica is replaced at the next check
+DRAIN_S = 5.0  # beyond the time limit of a request: a replica that stops first answers what it has begun
+DRAIN_POLL_S = 0.2
 _UNLIMITED = 1_000_000  # above serve.max_waiting the ingress refuses with a problem; Serve would with plain text
 
 
@@ -43,9 +46,12 @@ def build_app(args: AppArgs) -> serve.Application:
         RecipeError: The recipe cannot be read, both `recipe` and `serve` are given, or a path has an unset variable.
     """
     registry = Path(_expand(args.registry)).absolute()
-    Registry(registry).current()
+    home = Registry(registry)
+    if not home.good():
+        home.current()  # without a good version to fall back to, CURRENT must name one
     limits = _limits(args)
-    ingress = _deployment(Ingress, "ingress", limits, limits.ingress_replicas, max_ongoing_requests=_UNLIMITED)
+    num_cpus = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else 1
+    ingress = _deployment(Ingress, "ingress", limits, limits.num_ingresses(num_cpus), max_ongoing_requests=_UNLIMITED)
     if limits.fused:
         return ingress.bind(str(registry), limits)
     recall = _deployment(RecallReplica, "recall", limits, limits.recall_replicas).bind(str(registry))
@@ -69,6 +75,8 @@ def _deployment(
         num_replicas=num_replicas,
         max_ongoing_requests=max_ongoing_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=limits.timeout_s + DRAIN_S,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),  # a line per request costs 5 %
         ray_actor_options={"num_cpus": limits.cpus_per_replica},
     )(of)

@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommending.guard import check_answers
 from ray_recsys.core.recommending.recommender import Query
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache
@@ -33,11 +34,15 @@ class StageReplica:
     def __init__(self, registry: str) -> None:
         use_one_thread()
         self._cache = BundleCache(Path(registry))
-        self._cache.load_current()
+        self._recommender = self._cache.load_usable()
+
+    def check_health(self) -> None:
+        """Asks a smoke query; Serve replaces a replica that answers otherwise than when its bundle was made."""
+        check_answers(self._recommender, 1)
 
     async def load(self, version: str) -> None:
-        """Loads a version."""
-        await self._cache.recommender(version)
+        """Loads and checks a version."""
+        self._recommender = await self._cache.recommender(version)
 
 
 class RecallReplica(StageReplica):
@@ -117,11 +122,18 @@ class Ingress:
         stages: Stages
         if recall is None or rerank is None:
             stages, max_calls = LocalStages(cache), 1
+            live = LiveBundle(cache, stages)
         else:
             # two calls per replica: one is computed while the other travels
             max_calls = 2 * limits.rerank_replicas
             stages = HandleStages(recall, rerank, timeout_s=limits.timeout_s)
-        self._api = Api(LiveBundle(cache, stages), stages, limits, max_calls=max_calls)
+            live = LiveBundle(cache, stages)
+            cache.unload(live.bundle.version)  # checked here as the stages do; they hold the models
+        self._api = Api(live, stages, limits, max_calls=max_calls)
+
+    def check_health(self) -> None:
+        """Raises if new versions are no longer followed; Serve then replaces the replica."""
+        self._api.live.check_following()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the app; Serve calls this after the constructor."""

@@ -15,11 +15,11 @@ from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.environment import usable_port
 from ray_recsys.distributed.serve.app import NAME, AppArgs, build_app
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.serving.bundles import usable_version
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -40,11 +40,11 @@ def serve(registry: Path, settings: ServeRecipe, *, report: Reporter = silent) -
 
     Raises:
         RegistryError: No bundle is live.
-        ArtifactError: The live bundle is damaged.
+        ArtifactError: The live bundle is damaged or refused, and so is every good one.
         ClusterError: The port is in use, or Serve is already running on the cluster.
         StageError: The application did not start.
     """
-    version = Registry(registry).open().version  # a damaged bundle is refused here, before replicas restart over it
+    version = usable_version(registry)  # refused here, before replicas restart over it
     _check_not_serving()
     port = usable_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
