@@ -104,7 +104,7 @@ def test_files_that_cannot_be_used(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match="no rows"):
         run_recommend(bundle, tmp_path / "out", users=tmp_path / "empty.csv")
     pq.write_table(pa.table({"user_id": [1.0]}), tmp_path / "floats.parquet")
-    with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids of type double are not usable"):
+    with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids cannot be of type double"):
         run_recommend(bundle, tmp_path / "out", users=tmp_path / "floats.parquet")
     (tmp_path / "floats.parquet").unlink()
     with pytest.raises(DataError, match="no column item_id; columns found: user_id"):

@@ -41,7 +41,7 @@ WRONG = [
     ("[tune.space.train]\nlearning_rate = {log_uniform = [0, 1]}", "must be two rising numbers above 0"),
     (
         "[model]\nname = 'svd'",
-        "model.name = 'svd': must be one of ease, gmf, ials, item_knn, mf, neumf, popularity, user_knn",
+        "model.name = 'svd': must be one of ease, gmf, ials, item_knn, lightgcn, mf, mlp, neumf, popularity, user_knn",
     ),
     ("[model]\nname = 'item_knn'\nshrink = 1", "model.shrink: unknown key; did you mean shrinkage?"),
     ("[input]\ntimestamp_column = 'none'", "split.method = 'leave_one_out' needs times"),
