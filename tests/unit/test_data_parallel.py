@@ -53,7 +53,7 @@ def _join(work: Callable[..., None], rank: int, size: int, directory: Path) -> N
 
 def _save_gradients(rank: int, size: int, directory: Path) -> None:
     model = make(RECIPE.train.model_copy(update={"l2": 0.1}), gmf_loss_weight=0.3)
-    wrapped = data_parallel(model)  # held until after the backward pass: its hooks end with it
+    wrapped = data_parallel(model)  # kept: DDP reduces nothing once its module is gone
     torch.autograd.backward(wrapped(batch(part=SHARDS[size][rank])))
     torch.save({name: p.grad for name, p in model.named_parameters()}, directory / f"gradients-{rank}.pt")
 
