@@ -6,7 +6,7 @@ The users are divided into units that run as independent tasks (see `evaluation_
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -184,26 +184,36 @@ def evaluate(
         report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
     stage = f"evaluating {', '.join(map(str, models))} on {prepared.path}"
     total = _run(work, executor, stage, output, report)
+    return EvaluationResult(
+        split=split,
+        protocol=protocol_label(recipe) if candidates is None else "given",
+        models=_metrics(total, frame, prepared.manifest.num_users),
+        seconds=round(time.monotonic() - start_s, 3),
+        unknown=None if lists is None else UnknownCounts.of(lists),
+        **_sizes(total, prepared, split),
+    )
+
+
+def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, Any]:
+    """Returns how many users, held-out items and candidates were ranked: the same for every model."""
     first = next(iter(total.sums.values())).total if total.sums else MetricSums()
     if not first.num_users:
         raise EmptyDataError(
             f"{prepared.path}: no user has held-out {split} items", remedy="choose another split, or prepare with one"
         )
-    num_training_users = prepared.manifest.num_users
-    return EvaluationResult(
-        split=split,
-        protocol=protocol_label(recipe) if candidates is None else "given",
-        num_users=first.num_users,
-        num_eligible_users=total.num_eligible,
-        num_held_out=first.num_held_out,
-        candidates_per_list=first.num_candidates / first.num_lists,
-        models={
-            label: ModelMetrics.of(sums, frame, num_training_users, total.two_stage.get(label))
-            for label, sums in total.sums.items()
-        },
-        seconds=round(time.monotonic() - start_s, 3),
-        unknown=None if lists is None else UnknownCounts.of(lists),
-    )
+    return {
+        "num_users": first.num_users,
+        "num_eligible_users": total.num_eligible,
+        "num_held_out": first.num_held_out,
+        "candidates_per_list": first.num_candidates / first.num_lists,
+    }
+
+
+def _metrics(total: UnitResult, frame: Frame | None, num_training_users: int) -> dict[str, ModelMetrics]:
+    return {
+        label: ModelMetrics.of(sums, frame, num_training_users, total.two_stage.get(label))
+        for label, sums in total.sums.items()
+    }
 
 
 def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -> list[TrainedModel]:
