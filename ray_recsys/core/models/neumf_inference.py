@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
@@ -129,7 +129,8 @@ class TrainedNeuMF:
         query, network = self._width + 1, self._network
         scores = users[:, :query] @ self._items[:, :query].T
         scores += users[:, -1:]
-        layers = [(layer.weight.T.contiguous(), layer.bias) for layer in network.hidden]
+        hidden_layers = [layer for layer in network.hidden if isinstance(layer, nn.Linear)]
+        layers = [(layer.weight.T.contiguous(), layer.bias) for layer in hidden_layers]
         num_rows = min(_CATALOGUE_ROWS, self.num_items)
         outputs = [torch.empty(num_rows, width) for width in network.recipe.mlp_layers]
         for start in range(0, self.num_items, num_rows):
