@@ -23,21 +23,35 @@ class EpochFinished:
     """Label of the validation metric that decides, e.g. NDCG@10; None without validation."""
     value: float = 0.0
     """Of that metric."""
+    seconds: float | None = None
+    """Of the epoch, validation included; None: not measured."""
 
     def __str__(self) -> str:
         validation = f", validation {self.metric} {self.value:.4f}" if self.metric else ""
-        return f"epoch {self.epoch}: loss {self.loss:.4f}{validation}, {self.samples_per_s:,.0f} samples/s"
+        line = f"epoch {self.epoch}: loss {self.loss:.4f}{validation}, {self.samples_per_s:,.0f} samples/s"
+        num_left = self.num_epochs - self.epoch
+        return f"{line}, at most {_duration(num_left * self.seconds)} left" if self.seconds and num_left > 0 else line
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRestarted:
-    """Workers were lost and replaced; training resumes after the last finished epoch."""
+    """Workers were lost and replaced; training resumes from the newest checkpoint."""
 
     epoch: int
     """The last finished one."""
+    step: int = 0
+    """Of the epoch after it: the steps that need not be repeated."""
 
     def __str__(self) -> str:
-        return f"a worker was lost; resumed after epoch {self.epoch}"
+        step = f", step {self.step} of the next" if self.step else ""
+        return f"a worker was lost; resumed after epoch {self.epoch}{step}"
 
 
 Event = str | EpochFinished | TrainingRestarted

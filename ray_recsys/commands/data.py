@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("more_inputs", nargs=-1, metavar="")
 @click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Directory of the prepared set to write.")
 @click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
+@click.option("--test", "tests", multiple=True, metavar="FILE", help="Test interactions, for split.method = given.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing prepared set.")
 @takes_invocation
 def prepare(
@@ -28,6 +29,7 @@ def prepare(
     more_inputs: tuple[str, ...],
     output: Path,
     items: str | None,
+    tests: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Turns a raw interaction log into a prepared set.
@@ -44,6 +46,7 @@ def prepare(
             invocation.recipe,
             executor,
             items=items,
+            test=tests,
             overwrite=overwrite,
             report=invocation.report,
         )

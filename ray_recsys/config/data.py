@@ -1,7 +1,8 @@
 """Recipe sections on data: how the log and the side file of items are read, what is kept, what is held out."""
 
 import codecs
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -36,10 +37,11 @@ class DropRule(Section):
 class FileFormat(Section):
     """How a file of rows is written."""
 
-    format: Literal["auto", "parquet", "csv", "tsv", "movielens", "jsonl"] = "auto"
-    """`auto` goes by the ending (.parquet .csv .tsv .data .dat .jsonl .ndjson); `movielens` is `::`-separated."""
+    format: Literal["auto", "parquet", "csv", "tsv", "movielens", "jsonl", "user_lines"] = "auto"
+    """`auto` goes by the ending (.parquet .csv .tsv .data .dat .jsonl .ndjson); `movielens` is `::`-separated;
+    `user_lines`, for logs alone, has a line per user, `user item item ...`, no header and no times."""
     separator: str | None = Field(default=None, min_length=1, max_length=2)
-    """Field separator of a text file; by default that of the format."""
+    """Field separator of a text file; by default that of the format (of user_lines: any blanks)."""
     column_names: tuple[str, ...] = ()
     """Names for the columns of a text file without a header line; empty: the first line is the header."""
     encoding: str = "utf8"
@@ -70,6 +72,24 @@ class InputRecipe(FileFormat):
     drop: tuple[DropRule, ...] = ()
     """Rules tried in order, before deduplication; the first that meets a row names its reason."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_times(cls, data: Any) -> Any:
+        """Lines of users have no times, so nobody needs to say it."""
+        if isinstance(data, Mapping) and data.get("format") == "user_lines":
+            return {"timestamp_column": None, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _has_columns(self) -> Self:
+        if self.format == "user_lines":
+            for key in ("timestamp_column", "rating_column"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} = {getattr(self, key)!r}: format = 'user_lines' has users and items alone")
+            if self.column_names:
+                raise ValueError("column_names: format = 'user_lines' has no columns to name")
+        return self
+
 
 class ItemsRecipe(FileFormat):
     """How to read the side file of items; its columns travel to the bundle."""
@@ -77,6 +97,12 @@ class ItemsRecipe(FileFormat):
     id_column: str = "item_id"
     title_column: str | None = "title"
     category_column: str | None = None
+
+    @model_validator(mode="after")
+    def _has_columns(self) -> Self:
+        if self.format == "user_lines":
+            raise ValueError("format = 'user_lines': a side file of items has columns")
+        return self
 
 
 class PrepareRecipe(Section):
@@ -97,12 +123,13 @@ class PrepareRecipe(Section):
 class SplitRecipe(Section):
     """Which interactions are held out."""
 
-    method: Literal["leave_one_out", "global_time", "random_per_user"] = "leave_one_out"
-    """`leave_one_out`: a user's last is the test, the one before the validation (ties in time: by item id)."""
+    method: Literal["leave_one_out", "global_time", "random_per_user", "given"] = "leave_one_out"
+    """`leave_one_out`: a user's last is the test, the one before the validation (ties in time: by item id); `given`:
+    the test is in files of its own (`prepare --test`), the validation is drawn from each user's other interactions."""
     validation_fraction: Fraction = 0.1
     """Share of interactions held out for validation (not for leave_one_out)."""
     test_fraction: Fraction = 0.1
-    """Share of interactions held out as test (not for leave_one_out)."""
+    """Share of interactions held out as test (not for leave_one_out and given)."""
     validation_from_s: int | None = None
     """global_time: first second of the validation period; None: by validation_fraction."""
     test_from_s: int | None = None

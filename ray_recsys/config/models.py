@@ -5,11 +5,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_recsys.config.section import Fraction, Section
-from ray_recsys.config.space import Choice, Distribution, LogUniform
+from ray_recsys.config.space import Choice, Distribution, LogUniform, Uniform
 
 _WIDTH_AND_RATE: dict[str, Distribution] = {
     "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
     "train.learning_rate": LogUniform(log_uniform=(3e-4, 1e-2)),
+}
+
+_RECENCY: dict[str, Distribution] = {
+    "model.recency_half_life": LogUniform(log_uniform=(2.0, 100.0)),
+    "model.recency_floor": Uniform(uniform=(0.0, 0.1)),
+}
+_SIMILARITY: dict[str, Distribution] = {
+    "model.num_neighbours": Choice(choice=(20, 50, 100, 200)),
+    "model.alpha": Uniform(uniform=(0.3, 0.8)),
 }
 
 
@@ -46,10 +55,7 @@ class HistoryWeightsRecipe(Section):
 class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     """Item-based collaborative filtering (Sarwar et al. 2001; Deshpande and Karypis 2004)."""
 
-    default_space: ClassVar[dict[str, Distribution]] = {
-        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
-        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
-    }
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
 
     name: Literal["item_knn"] = "item_knn"
     weight_by_repetition: bool = False
@@ -62,10 +68,7 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
     The weights of the history are those of the user whose neighbours are looked for; the neighbours have their own.
     """
 
-    default_space: ClassVar[dict[str, Distribution]] = {
-        "model.num_neighbours": Choice(choice=(50, 100, 200, 400)),
-        "model.shrinkage": LogUniform(log_uniform=(1.0, 300.0)),
-    }
+    default_space: ClassVar[dict[str, Distribution]] = {**_SIMILARITY, **_RECENCY}
 
     name: Literal["user_knn"] = "user_knn"
     neighbour_half_life: float | None = Field(default=None, gt=0)
@@ -77,7 +80,10 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
 class EASERecipe(HistoryWeightsRecipe):
     """EASE (Steck 2019): the linear item-to-item model in closed form."""
 
-    default_space: ClassVar[dict[str, Distribution]] = {"model.l2": LogUniform(log_uniform=(10.0, 5000.0))}
+    default_space: ClassVar[dict[str, Distribution]] = {
+        "model.l2": LogUniform(log_uniform=(10.0, 5000.0)),
+        **_RECENCY,
+    }
 
     name: Literal["ease"] = "ease"
     l2: float = Field(default=500.0, gt=0)
@@ -93,8 +99,9 @@ class IALSRecipe(HistoryWeightsRecipe):
 
     default_space: ClassVar[dict[str, Distribution]] = {
         "model.embedding_dim": Choice(choice=(32, 64, 128, 256)),
-        "model.l2": LogUniform(log_uniform=(1e-4, 1e-1)),
+        "model.l2": LogUniform(log_uniform=(1e-3, 3e-2)),
         "model.unobserved_weight": LogUniform(log_uniform=(0.03, 1.0)),
+        **_RECENCY,
     }
 
     name: Literal["ials"] = "ials"
@@ -133,14 +140,11 @@ class GMFRecipe(Section):
     """Standard deviation of the normal initial embeddings."""
 
 
-class NeuMFRecipe(Section):
-    """NeuMF (He et al. 2017)."""
+class MLPBranchRecipe(Section):
+    """The MLP of NeuMF, by itself or as a branch."""
 
-    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
-
-    name: Literal["neumf"] = "neumf"
     embedding_dim: PositiveInt = 32
-    """Width of the GMF and of the MLP embeddings, each."""
+    """Width of the embeddings of users and of items; NeuMF has them for each branch."""
     mlp_layers: tuple[PositiveInt, ...] = Field(default=(64, 32, 16), min_length=1)
     """Output widths of the MLP's hidden layers; its input is 2 x embedding_dim."""
     dropout: Fraction = 0.0
@@ -149,6 +153,27 @@ class NeuMFRecipe(Section):
     """LayerNorm before each activation of the MLP."""
     init_std: float = Field(default=0.01, gt=0)
     """Standard deviation of the normal initial embeddings."""
+
+
+class MLPRecipe(MLPBranchRecipe):
+    """The MLP alone (He et al. 2017): NeuMF without its GMF branch, biases apart."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+    gmf_dim: ClassVar[int] = 0
+    gmf_loss_weight: ClassVar[float] = 0.0
+    gmf_output: ClassVar[bool] = False
+    recent_items: ClassVar[int] = 0
+    recent_half_lives: ClassVar[tuple[float, ...]] = ()
+
+    name: Literal["mlp"] = "mlp"
+
+
+class NeuMFRecipe(MLPBranchRecipe):
+    """NeuMF (He et al. 2017)."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["neumf"] = "neumf"
     gmf_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
     gmf_output: bool = True
@@ -159,9 +184,36 @@ class NeuMFRecipe(Section):
     recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
     """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
 
+    @property
+    def gmf_dim(self) -> int:
+        """Width of the GMF embeddings."""
+        return self.embedding_dim
+
+
+class LightGCNRecipe(Section):
+    """LightGCN (He et al. 2020), trained by BPR: set feed.num_negatives = 1 for the paper's loss."""
+
+    default_space: ClassVar[dict[str, Distribution]] = _WIDTH_AND_RATE
+
+    name: Literal["lightgcn"] = "lightgcn"
+    embedding_dim: PositiveInt = 64
+    num_layers: PositiveInt = 3
+    """Propagations over the graph; the embeddings are the mean of all layers, the first included."""
+    init_std: float = Field(default=0.1, gt=0)
+    """Standard deviation of the normal initial embeddings."""
+
 
 ModelRecipe = Annotated[
-    PopularityRecipe | ItemKNNRecipe | UserKNNRecipe | EASERecipe | IALSRecipe | MFRecipe | GMFRecipe | NeuMFRecipe,
+    PopularityRecipe
+    | ItemKNNRecipe
+    | UserKNNRecipe
+    | EASERecipe
+    | IALSRecipe
+    | MFRecipe
+    | GMFRecipe
+    | MLPRecipe
+    | NeuMFRecipe
+    | LightGCNRecipe,
     Field(discriminator="name"),
 ]
 

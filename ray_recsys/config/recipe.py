@@ -42,11 +42,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.input.timestamp_column is None and self.split.method != "random_per_user":
+        if self.input.timestamp_column is None and self.split.method not in ("random_per_user", "given"):
             raise ValueError(
                 f"split.method = {self.split.method!r} needs times, but input.timestamp_column is not set; "
-                "without times only split.method = 'random_per_user' is possible"
+                "without times only split.method = 'random_per_user' and 'given' are possible"
             )
+        if self.model.name == "lightgcn" and self.train.objective == "explicit":
+            raise ValueError("train.objective = 'explicit': model.name = 'lightgcn' ranks, it does not predict ratings")
         needs_ratings = {
             "train.objective = 'explicit'": self.train.objective == "explicit",
             "prepare.min_rating": self.prepare.min_rating is not None,

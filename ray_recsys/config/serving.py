@@ -15,6 +15,8 @@ class EvaluateRecipe(Section):
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     num_sampled: PositiveInt = 99
     """Unseen items drawn per held-out item under the sampled protocol."""
+    max_users: PositiveInt | None = None
+    """Evaluate about this many users, a sample by a hash of their index and the seed; none: every user."""
     users_per_batch: PositiveInt = 256
 
 

@@ -1,8 +1,8 @@
 """Recipe sections on training: the epoch stream, the optimizer, the search, and the cluster that runs them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ray_recsys.config.section import Section
 from ray_recsys.config.space import Distribution, flatten_space
@@ -46,6 +46,8 @@ class TrainRecipe(Section):
     included, for that number of epochs: for a model to be published, not to be evaluated on the same data."""
     early_stopping_epochs: PositiveInt | None = 5
     """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
+    checkpoint_every_s: float = Field(default=300.0, gt=0)
+    """Time between checkpoints within an epoch; there is one after each epoch too."""
     validate_every_epochs: PositiveInt = 1
     max_validation_users: PositiveInt = 20_000
     """Users (the first by a hash of their index) whose validation NDCG@10 decides."""
@@ -66,9 +68,20 @@ class ClusterRecipe(Section):
     """Where negatives are drawn: in Ray Data tasks or in the train worker. `auto`: in tasks only if the workers use
     GPUs and the cluster has CPU nodes beside theirs."""
     max_failures: int = Field(default=3, ge=0)
-    """How often a lost worker is replaced."""
+    """How often lost workers are replaced."""
+    min_workers: PositiveInt | None = None
+    """Train on with this many workers or more while nodes are lost; None: wait for all of `num_workers`."""
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """How long training waits for room for its workers when a node is lost for good, before it ends with an error;
+    without end if `wait_for_nodes` is set."""
     wait_for_nodes: bool = False
     """Set it on a cluster that starts nodes on demand: missing resources are then waited for instead of refused."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers} exceeds num_workers = {self.num_workers}")
+        return self
 
 
 class TuneRecipe(Section):
@@ -77,7 +90,11 @@ class TuneRecipe(Section):
     space: Annotated[dict[str, Distribution], BeforeValidator(flatten_space)] = Field(default={})
     """Recipe keys to search, e.g. `"train.learning_rate" = {log_uniform = [1e-4, 1e-2]}`; `choice`, `uniform` or
     `log_uniform`. Empty: the model's usual keys (width and learning rate for models trained by gradient descent)."""
+    search: Literal["random", "tpe"] = "random"
+    """How values are proposed: at random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
     num_trials: PositiveInt = 8
+    max_time_s: float | None = Field(default=None, gt=0)
+    """The search ends after this time with the trials it has; None: with `num_trials`."""
     max_concurrent_trials: PositiveInt = 2
     """Each trial is one process with one CPU."""
     grace_epochs: PositiveInt = 3

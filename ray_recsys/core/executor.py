@@ -32,7 +32,7 @@ class Executor(Protocol):
 
         Args:
             task: Picklable, and a pure function of its number: it may run twice. Its result passes through the driver,
-                so it must be small.
+                so it must be small. If it has a method `describe(number)`, errors quote it: the file of that number.
             num_tasks: How many.
             stage: What the tasks do and where, for errors: `reading the log into /prepared`.
 
@@ -89,9 +89,10 @@ class SerialExecutor:
 
 def map_in_order(executor: Executor, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> list[Result]:
     """Returns `task(number)` for every number below `num_tasks`, in order of the numbers; see `Executor.map`."""
-    results = dict(executor.map(partial(_with_number, task), num_tasks, stage=stage))
+    results = dict(executor.map(partial(with_number, task), num_tasks, stage=stage))
     return [results[number] for number in range(num_tasks)]
 
 
-def _with_number(task: Callable[[int], Result], number: int) -> tuple[int, Result]:
+def with_number(task: Callable[[int], Result], number: int) -> tuple[int, Result]:
+    """Returns a task's number beside its result."""
     return number, task(number)

@@ -8,9 +8,11 @@ from ray_recsys.errors import ClusterError
 # Read by Ray when a raylet, or a Train, Data or Serve process starts, and when `ray.serve` is imported.
 _DEFAULTS = {
     "RAY_num_workers_soft_limit": "16",  # or each shuffle on a small node would start new Python processes
+    "RAY_task_oom_retries": "3",  # or a task that needs more memory than a node has would be retried without end
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # or every report would block for 2 s
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per worker group whose findings nothing here asks for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # or Tune would print a table to stdout even with verbose=0
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

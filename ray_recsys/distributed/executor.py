@@ -1,13 +1,14 @@
 """Tasks on the cluster: one Ray Data task per number; results are yielded as tasks finish.
 
-Ray Data retries a task whose node was lost as often as necessary, so a task must be a pure function of its number. An
-error of the package is not retried: the caller receives it as it was raised. A machine's error (a full disk, say)
-becomes a StageError.
+A task whose process or node was lost is retried, so a task must be a pure function of its number; after a few tries it
+is taken for the cause, and named. An error of the package is not retried: the caller receives it as it was raised. A
+machine's error (a full disk, say) becomes a StageError.
 """
 
 import ctypes
 import errno
 import functools
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.util.annotations
 
 from ray_recsys.config import ClusterRecipe
-from ray_recsys.core.executor import Shared
+from ray_recsys.core.executor import Shared, with_number
+from ray_recsys.distributed.ray_errors import causes
 from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
@@ -28,6 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
+_NUM_RETRIES = 3  # of a task whose process or node was lost; Ray Data's own default is without end
 _ITEMS_PER_CPU = 2  # in flight: one being worked on, one waiting
 
 
@@ -57,14 +61,43 @@ class _Numbered(Generic[Result]):
         results = np.empty(len(batch["id"]), object)
         for row, number in enumerate(batch["id"]):
             results[row] = self._call(int(number))
-        return {"result": results}
+        return {"number": batch["id"], "result": results}
 
 
-def _result_of(reference: Any) -> Any:
-    result = ray.get(reference)
+def _bounded_retries() -> dict[str, Any]:
+    return {"max_retries": _NUM_RETRIES}
+
+
+@ray.remote(max_retries=_NUM_RETRIES)
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+def _checked(result: Any) -> Any:
     if isinstance(result, RecsysError):
         raise result
     return result
+
+
+def _result_of(reference: Any) -> Any:
+    return _checked(ray.get(reference))
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+    return any(isinstance(cause, lost) for cause in (error, *causes(error)))
+
+
+def _cause_of_loss(error: BaseException) -> str:
+    is_memory = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in (error, *causes(error)))
+    return "it used more memory than the node has" if is_memory else "it crashed, or the system killed it"
+
+
+def _described(task: Any, number: int) -> str:
+    """Returns what a task's number stands for, where the task can tell: ` (log.csv)`."""
+    inner = task.args[0] if isinstance(task, functools.partial) and task.func is with_number else task
+    describe = getattr(inner, "describe", None)
+    return "" if describe is None else f" ({describe(number)})"
 
 
 def _describe(error: Exception) -> str:
@@ -129,17 +162,47 @@ class RayExecutor:
             return
         require_cpu(self._command, self._cluster, report=self._report)
         numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
-        results = numbers.map_batches(
-            _Numbered(task, stage).__call__, batch_size=None, batch_format="numpy", num_cpus=1
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 warns that it drops this argument in 2.64, and has no other that bounds retries.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            results = numbers.map_batches(
+                _Numbered(task, stage).__call__,
+                batch_size=None,
+                batch_format="numpy",
+                num_cpus=1,
+                ray_remote_args_fn=_bounded_retries,
+            )
         # Results are small. Without Ray Data's memory budgets, a free CPU gets its next task at once, not at a poll.
         results.context.op_resource_reservation_enabled = False
         results.context.execution_no_progress_timeout_s = -1
-        for row in results.iter_rows():
-            result = row["result"]
-            if isinstance(result, RecsysError):
-                raise result
-            yield result
+        missing = set(range(num_tasks))
+        try:
+            for row in results.iter_rows():
+                missing.discard(row["number"])
+                yield _checked(row["result"])
+        except ray.exceptions.RayError as error:
+            if not _is_lost_process(error):
+                raise
+            yield from self._run_singly(task, sorted(missing), num_tasks, stage)
+
+    def _run_singly(
+        self, task: Callable[[int], Result], numbers: list[int], num_tasks: int, stage: str
+    ) -> Iterator[Result]:
+        """Yields the results of what a lost process left undone, so that the number that loses it is known."""
+        call: Any = ray.put(_Guarded(task, stage))
+        for first in range(0, len(numbers), self.num_cpus):
+            for number, reference in [(n, _call.remote(call, n)) for n in numbers[first : first + self.num_cpus]]:
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    if not _is_lost_process(error):
+                        raise
+                    raise StageError(
+                        f"{stage}: part {number} of {num_tasks}, counted from 0{_described(task, number)}, ended its "
+                        f"process {_NUM_RETRIES + 1} times ({_cause_of_loss(error)})",
+                        remedy="look for a damaged file or for a part that needs more memory than a node has",
+                    ) from error
+                yield _checked(result)
 
     def stream(self, function: Callable[[Item], Result], items: Iterable[Item], *, stage: str) -> Iterator[Result]:
         """Yields `function(item)` for each item, in order; two items per CPU are held at a time.
@@ -149,10 +212,10 @@ class RayExecutor:
             RecsysError: The first that a call raised; StageError: a disk, a file system or memory failed it.
         """
         require_cpu(self._command, self._cluster, report=self._report)
-        call = ray.remote(_Guarded(function, stage).__call__)
+        call: Any = ray.put(_Guarded(function, stage))
         waiting: deque[Any] = deque()
         for item in items:
-            waiting.append(call.remote(item))
+            waiting.append(_call.remote(call, item))
             if len(waiting) >= _ITEMS_PER_CPU * self.num_cpus:
                 yield _result_of(waiting.popleft())
         while waiting:

@@ -1,6 +1,7 @@
 """The epoch stream of a Ray Train worker: Ray Data tasks stream its partitions to it.
 
-    worker  a task reads a partition, and the worker draws negatives; what fits into one window is read only once
+    worker  a task reads a partition, and the worker draws negatives; what fits into one window is read only once, by
+            the worker itself: Ray Data's processes would take seconds to start before the first epoch
     task    a task reads a partition and draws negatives for all its positives; the worker only shuffles
 
 Each worker streams the pieces of its own plan. Train's `datasets` are not used: they drop rows to make shards equal,
@@ -23,7 +24,7 @@ from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.core.sampling.positives import Positives, Samples, needed_columns
-from ray_recsys.core.sampling.window_readers import HistoryReader, samples_from_table, samples_to_table
+from ray_recsys.core.sampling.window_readers import HistoryReader, local_feed, samples_from_table, samples_to_table
 from ray_recsys.distributed.resources import FeedResources
 
 
@@ -44,6 +45,8 @@ def worker_feed(
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     if resources.placement == "task":
         return EpochStream(plan, _SampleReader(prepared, recipe, resources, sampler), recipe)
+    if plan.fits_in_a_window:
+        return local_feed(prepared, recipe, rank=rank, world_size=world_size)
     read = partial(_read_partitions, prepared, needed_columns(recipe), resources)
     return EpochStream(plan, HistoryReader(plan, sampler, recipe, read), recipe)
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_recsys.progress import EpochFinished, Event, Reporter, TrainingRestarted
+from ray_recsys.progress import Event, Reporter, TrainingRestarted
 
 _TAKE_S = 5.0  # how long the actor waits for an event before it answers with none
 _SEND_S = 1.0
@@ -27,11 +27,11 @@ class _Mailbox:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._num_starts = 0
 
-    async def start(self, epoch: int) -> None:
-        """Notes that the workers start after a finished epoch; every start but the first replaces lost workers."""
+    async def start(self, epoch: int, step: int) -> None:
+        """Notes that the workers start after an epoch and step; every start but the first replaces lost workers."""
         self._num_starts += 1
         if self._num_starts > 1:
-            self._events.put_nowait(TrainingRestarted(epoch))
+            self._events.put_nowait(TrainingRestarted(epoch, step))
 
     async def send(self, event: Event | None) -> None:
         """Appends an event; None ends the channel."""
@@ -54,11 +54,11 @@ class ProgressSender:
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
-    def start(self, epoch: int) -> None:
-        """Tells that the workers start, or restart, after the given finished epoch."""
-        _deliver(self._mailbox.start.remote(epoch))
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Tells that the workers start, or restart, after a finished epoch and a step of the next."""
+        _deliver(self._mailbox.start.remote(epoch, step))
 
-    def send(self, event: EpochFinished) -> None:
+    def send(self, event: Event) -> None:
         """Sends an event."""
         _deliver(self._mailbox.send.remote(event))
 

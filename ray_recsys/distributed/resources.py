@@ -97,16 +97,28 @@ def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
     return "task" if cluster.use_gpu and has_cpu_nodes else "worker"
 
 
+def describe_missing(cluster: ClusterRecipe) -> str:
+    """Returns what the workers need and what the cluster has, in words."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    names = ["CPU", *(["GPU"] if cluster.use_gpu else [])]
+    total = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in names)
+    each = f"{cluster.cpus_per_worker:g} CPUs" + (" and a GPU" if cluster.use_gpu else "")
+    least = cluster.min_workers or cluster.num_workers
+    return f"{least} train workers of {each} find no room on the cluster's {len(nodes)} nodes, which have {total}"
+
+
 def _check_workers(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> None:
-    needed = {"CPU": cluster.num_workers * (cluster.cpus_per_worker + _MIN_TASK_CPUS)}
+    least = cluster.min_workers or cluster.num_workers
+    needed = {"CPU": least * (cluster.cpus_per_worker + _MIN_TASK_CPUS)}
     if cluster.use_gpu:
-        needed["GPU"] = float(cluster.num_workers)
+        needed["GPU"] = float(least)
     _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, cluster, "has")
     _check_nodes_hold(cluster, nodes)
     _check_amounts(needed, _free_resources(needed), cluster, "has free")
 
 
 def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluster: ClusterRecipe, verb: str) -> None:
+    least = cluster.min_workers or cluster.num_workers
     for name, amount in needed.items():
         has = there.get(name, 0.0)
         if has + _TOLERANCE >= amount:
@@ -116,7 +128,7 @@ def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluste
             each = f"{cluster.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
             keys += " or cluster.cpus_per_worker"
         raise ClusterError(
-            f"{cluster.num_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
+            f"{least} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
             f"{amount - has:g} missing",
             remedy=f"lower {keys}, add nodes, or wait for other jobs to end; {_SCALE_UP}",
         )
@@ -130,10 +142,10 @@ def _check_nodes_hold(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
         )
         for node in nodes
     )
-    if room < cluster.num_workers:
+    if room < (least := cluster.min_workers or cluster.num_workers):
         each = f"{cluster.cpus_per_worker:g} CPUs" + (" and a GPU" if cluster.use_gpu else "")
         raise ClusterError(
-            f"{cluster.num_workers} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
+            f"{least} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
             "worker cannot span nodes",
             remedy="lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
         )

@@ -4,12 +4,16 @@ Gradients go over gloo between CPUs and over NCCL between GPUs. The driver's sid
 """
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,17 +21,26 @@ from pydantic import BaseModel, ConfigDict
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.training.checkpoint import load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.training.checkpoint import (
+    checkpoint_name,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    write_curves,
+)
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
-from ray_recsys.core.training.run import CURVES
+from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
+from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
 from ray_recsys.progress import EpochFinished
+
+_SCRATCH = "ray-recsys-train-"
 
 
 class WorkerArgs(BaseModel):
@@ -42,6 +55,15 @@ class WorkerArgs(BaseModel):
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
 
+    @property
+    def stage(self) -> str:
+        """What names this training's part of Ray's storage."""
+        return "train" if self.refit_epochs is None else "refit"
+
+    def checkpoint_roots(self) -> list[Path]:
+        """Returns the directories in which all attempts at this training have left checkpoints."""
+        return sorted((self.run / RAY_STORAGE).glob(f"{self.stage}-*"))
+
 
 def train_worker(config: dict[str, Any]) -> Any:
     """Trains until done, from the latest checkpoint if there is one.
@@ -49,6 +71,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     Returns:
         None, or a deterministic error, returned rather than raised so that Ray Train does not retry it.
     """
+    configure_data()
     args = WorkerArgs.model_validate(config["args"])
     progress: ProgressSender = config["progress"]
     prepared = PreparedSet.open(args.data)
@@ -69,16 +92,13 @@ def train_worker(config: dict[str, Any]) -> Any:
         wrap=data_parallel,
     )
     validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
-    with tempfile.TemporaryDirectory(prefix="best-model-") as best:
+    with scratch_directory() as scratch:
+        reporter = _Reporter(trainer, rank, args, scratch, progress)
         try:
-            if (checkpoint := ray.train.get_checkpoint()) is not None:
-                with checkpoint.as_directory() as directory:
-                    load_checkpoint(trainer, Path(directory), Path(best))
-            if rank == 0:
-                progress.start(trainer.progress.num_epochs)
-            curves = args.run / CURVES if args.refit_epochs is None else None
-            on_epoch = _EpochReporter(trainer, rank, curves, Path(best), progress)
-            train_epochs(trainer, feed, validation, args.recipe.seed, on_epoch)
+            reporter.restore()
+            train_epochs(
+                trainer, feed, validation, args.recipe.seed, reporter.after_epoch, on_checkpoint=reporter.checkpoint
+            )
         except RecsysError as error:
             return error
         finally:
@@ -93,40 +113,79 @@ def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
     torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
 
 
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Yields a temporary directory; removes those that killed workers left on this machine, checkpoints included."""
+    root = Path(tempfile.gettempdir())
+    for left in root.glob(f"{_SCRATCH}*"):
+        pid = left.name.removeprefix(_SCRATCH).split("-")[0]
+        if not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as directory:
+        yield Path(directory)
+
+
 @dataclass(frozen=True, slots=True)
-class _EpochReporter:
-    """Reports each epoch to Ray Train; the first worker with a checkpoint, and to the driver's progress."""
+class _Reporter:
+    """Reports to Ray Train; the first worker with a checkpoint, and to the driver's progress."""
 
     trainer: Trainer
     rank: int
-    curves: Path | None
-    best: Path
-    """Directory that holds the best epoch's model."""
+    args: WorkerArgs
+    scratch: Path
     progress: ProgressSender
 
-    def __call__(self, record: EpochRecord, _: bool) -> None:
-        checkpoint = None
+    def restore(self) -> None:
+        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it."""
+        found = None
         if self.rank == 0:
-            directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-            save_checkpoint(self.trainer, directory, self.best)
-            checkpoint = ray.train.Checkpoint.from_directory(directory)
-            if self.curves is not None:
-                write_curves(self.curves, self.trainer.progress.records)
+            found, damaged = newest_checkpoint(self.args.checkpoint_roots())
+            for error in damaged:
+                self.progress.send(f"a damaged checkpoint is left out: {error.message}")
+        found = ray.train.collective.broadcast_from_rank_zero(found)
+        if found is not None:
+            load_checkpoint(self.trainer, found, self._best)
+        done = self.trainer.progress
+        if self.rank == 0:
+            self.progress.start(done.num_epochs, done.partial.num_steps)
+
+    def after_epoch(self, record: EpochRecord, _: bool) -> None:
+        """Reports an epoch."""
+        self.checkpoint()
+        if self.rank == 0:
+            if self.args.refit_epochs is None:
+                write_curves(self.args.run / CURVES, self.trainer.progress.records)
             self.progress.send(self._event(record))
+
+    def checkpoint(self) -> None:
+        """Saves a checkpoint; its upload to the run's storage does not hold training up."""
+        done, checkpoint, name = self.trainer.progress, None, None
+        if self.rank == 0:
+            name = checkpoint_name(done)
+            # Not in `scratch`: its upload may outlive this function.
+            directory = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+            save_checkpoint(self.trainer, directory, self._best)  # a full disk is raised: it may have room at a retry
+            checkpoint = ray.train.Checkpoint.from_directory(directory)
         ray.train.report(
-            {"epoch": record.epoch},
+            {"epoch": done.num_epochs, "step": done.partial.num_steps},
             checkpoint=checkpoint,
-            checkpoint_dir_name=f"epoch-{record.epoch:05d}",
+            checkpoint_dir_name=name,  # the first worker's counts
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # it deletes the directory afterwards
         )
+
+    @property
+    def _best(self) -> Path:
+        """Directory that holds the best epoch's model."""
+        return self.scratch / "best"
 
     def _event(self, record: EpochRecord) -> EpochFinished:
         label = self.trainer.metric.label
         return EpochFinished(
             epoch=record.epoch,
-            num_epochs=self.trainer.recipe.epochs,
+            num_epochs=self.args.refit_epochs or self.trainer.recipe.epochs,
             loss=record.loss,
             samples_per_s=record.samples_per_s,
             metric=label if label in record.metrics else None,
             value=record.metrics.get(label, 0.0),
+            seconds=record.train_s + record.validate_s,
         )

@@ -5,7 +5,7 @@ data parallelism inside each, and nothing is left behind when the scheduler stop
 be, without a dashboard). A model that is fitted without epochs is a trial of one step.
 """
 
-import csv
+import importlib
 import math
 import shutil
 import time
@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
 
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, with_values
@@ -26,97 +26,79 @@ from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.run import (
+    RECIPE,
+    STARTED,
+    RunStart,
+    is_unfinished,
+    leased,
+    read_start,
+    start_of,
+    start_run,
+)
 from ray_recsys.core.training.trainer import DecidingMetric, Trainer, deciding_metric
+from ray_recsys.core.training.trials import Trial, TuneResult, rank_of, write_trials
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.distributed.train_worker import set_threads
-from ray_recsys.errors import ArtifactError, DataError, RecipeError, StageError
+from ray_recsys.errors import ArtifactError, DataError, InputError, RecipeError, StageError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.reports.tune_html import write_html
 
 BEST_RECIPE = "best_recipe.toml"
 TRIALS = "trials.csv"
+REPORT = "report.html"
 _STORAGE = "ray"
+_NAME = "tune"
 
 
-class Trial(BaseModel):
-    """One trial; its metrics are those of its best epoch."""
-
-    model_config = ConfigDict(frozen=True)
-
-    values: dict[str, Any]
-    """By recipe key."""
-    num_epochs: int
-    best_epoch: int
-    metrics: dict[str, float]
-    seconds: float
-    error: str | None = None
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{key} {_shown(value)}" for key, value in self.values.items())
-        if self.error is not None:
-            return f"{values}: failed, {self.error}"
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if name in _SHOWN)
-        return f"{values}: {metrics} (epoch {self.best_epoch} of {self.num_epochs}, {self.seconds:.0f} s)"
-
-
-_SHOWN = ("NDCG@10", "RMSE")
-
-
-class TuneResult(BaseModel):
-    """The result of a search."""
-
-    model_config = ConfigDict(frozen=True)
-
-    output: Path
-    best_recipe: Path
-    """Ready to train."""
-    num_trials: int
-    best: Trial
-    trials: tuple[Trial, ...]
-    """Best first."""
-    wall_s: float
-
-
-def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent) -> TuneResult:
+def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, report: Reporter = silent) -> TuneResult:
     """Tries `tune.num_trials` recipes and writes the best one and a table of all.
 
     Args:
         data: A prepared set with validation interactions, on storage that all nodes see.
         output: Directory to make.
         recipe: Space and schedule under [tune]; the rest is shared by all trials.
+        resume: Finish the interrupted search at `output`; trials that were running begin again.
         report: Gets a line per trial.
 
     Raises:
-        ArtifactError: `output` exists, or `data` cannot be read.
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
         ClusterError: No CPU is free.
         DataError: The prepared set has no validation interactions.
+        InputError: `tune.search` needs a package that is not installed.
         RecipeError: A key of the space is unknown, a value is out of range, or there is nothing to search.
-        StageError: Every trial failed.
+        StageError: Every trial failed; nothing is left at `output`.
     """
     start_s = time.perf_counter()
-    space = search_space(recipe)
+    space, searcher = search_space(recipe), _searcher(recipe)
     prepared = PreparedSet.open(data)
     if not prepared.manifest.num_validation:
         raise DataError(f"{data} has no validation interactions to choose by", remedy="prepare it with another [split]")
-    output = output.absolute()
-    if output.exists():
-        raise ArtifactError(f"{output} exists already", remedy="choose another directory")
+    output, start = output.absolute(), start_of(prepared, recipe)
+    if resume:
+        _check_resumable(output, start)
+    elif output.exists():
+        start_run(output, start)  # refuses it, before the data are read
     prepared.verify()
     require_cpu("tune", recipe.cluster, report=report)
-    output.mkdir(parents=True)
-    report(f"{recipe.tune.num_trials} trials of {', '.join(space)}, {recipe.tune.max_concurrent_trials} at a time")
-    grid = _fit(prepared, output, recipe, space, report)
-    metric = deciding_metric(recipe.train)
-    found = [
-        _trial_of(grid[number].config or {}, grid[number].metrics, grid[number].error) for number in range(len(grid))
-    ]
-    trials = sorted(found, key=lambda trial: _rank(trial, metric))
-    _write_table(output / TRIALS, trials)
-    best = trials[0]
-    if best.error is not None:
-        raise StageError(f"every trial failed; the first: {best.error}", remedy=f"see {output / TRIALS}")
-    (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
-    shutil.rmtree(output / _STORAGE, ignore_errors=True)
+    if not resume:
+        start_run(output, start)
+    with leased(output):
+        report(f"{recipe.tune.num_trials} trials of {', '.join(space)}, {recipe.tune.max_concurrent_trials} at a time")
+        trials = _trials_of(
+            _fit(prepared, output, recipe, space, searcher, report=report), deciding_metric(recipe.train)
+        )
+        best = trials[0]
+        if best.error is not None:
+            shutil.rmtree(output)
+            raise StageError(f"every trial failed; the first: {best.error}")
+        write_trials(output / TRIALS, trials)
+        (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
+        _write_report(output / REPORT, trials, recipe, report)
+        for name in (STARTED, RECIPE):
+            (output / name).unlink(missing_ok=True)
+        shutil.rmtree(output / _STORAGE, ignore_errors=True)
     for number, trial in enumerate(trials, start=1):
         report(f"{number}. {trial}")
     return TuneResult(
@@ -127,6 +109,55 @@ def tune(data: Path, output: Path, recipe: Recipe, *, report: Reporter = silent)
         trials=tuple(trials),
         wall_s=round(time.perf_counter() - start_s, 3),
     )
+
+
+def _write_report(path: Path, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
+    """Writes the page of a search; says why if plots are not possible here."""
+    try:
+        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+    except InputError as error:
+        report(f"no {path.name}: {error}")
+
+
+def _check_resumable(output: Path, start: RunStart) -> None:
+    if not is_unfinished(output):
+        raise ArtifactError(f"{output} holds no interrupted search", remedy="search again without --resume")
+    before = read_start(output)
+    shared = {"cluster": start.recipe.cluster}  # which may change
+    if before.model_copy(update={"recipe": before.recipe.model_copy(update=shared)}) != start:
+        raise ArtifactError(
+            f"{output} started with other data or another recipe",
+            remedy=f"resume with the same --data and --recipe {output / RECIPE}, or search into another directory",
+        )
+
+
+def _trials_of(grid: ray_tune.ResultGrid, metric: DecidingMetric) -> list[Trial]:
+    """Returns the trials, best first."""
+    trials = []
+    for number in range(len(grid)):
+        result = grid[number]
+        frame: Any = result.metrics_dataframe
+        has_curve = frame is not None and metric.label in frame
+        curve = tuple(float(value) for value in frame[metric.label]) if has_curve else ()
+        trials.append(_trial_of(result.config or {}, result.metrics, result.error).model_copy(update={"curve": curve}))
+    return sorted(trials, key=lambda trial: rank_of(trial, metric))
+
+
+def _searcher(recipe: Recipe) -> Any:
+    """Returns what proposes the values of a trial.
+
+    Raises:
+        InputError: It needs a package that is not installed.
+    """
+    if recipe.tune.search == "random":
+        return BasicVariantGenerator(max_concurrent=recipe.tune.max_concurrent_trials, random_state=recipe.seed)
+    try:
+        importlib.import_module("optuna")
+    except ImportError as error:
+        raise InputError(
+            f"tune.search = 'tpe' needs Optuna ({error})", remedy="run: pip install 'ray-recsys[tune]'"
+        ) from error
+    return OptunaSearch(seed=recipe.seed % 2**32)  # numpy takes no larger one
 
 
 def search_space(recipe: Recipe) -> dict[str, Distribution]:
@@ -168,17 +199,33 @@ def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
 
 
 def _fit(
-    prepared: PreparedSet, output: Path, recipe: Recipe, space: dict[str, Distribution], report: Reporter
+    prepared: PreparedSet,
+    output: Path,
+    recipe: Recipe,
+    space: dict[str, Distribution],
+    searcher: Any,
+    *,
+    report: Reporter,
 ) -> ray_tune.ResultGrid:
     schedule, metric = recipe.tune, deciding_metric(recipe.train)
+    trainable = ray_tune.with_resources(partial(run_trial, data=prepared.path, recipe=recipe), {"cpu": 1})
+    param_space = {key: _to_tune(distribution) for key, distribution in space.items()}
+    storage = output / _STORAGE / _NAME
+    if ray_tune.Tuner.can_restore(str(storage)):
+        tuner = ray_tune.Tuner.restore(str(storage), trainable, resume_errored=True, param_space=param_space)
+        assert tuner._local_tuner is not None
+        tuner._local_tuner.get_run_config().callbacks = [_TrialReporter(report)]  # not the one of the killed driver
+        return tuner.fit()
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(partial(run_trial, data=prepared.path, recipe=recipe), {"cpu": 1}),
-        param_space={key: _to_tune(distribution) for key, distribution in space.items()},
+        trainable,
+        param_space=param_space,
         tune_config=ray_tune.TuneConfig(
             metric=metric.label,
             mode="min" if metric.is_error else "max",
             num_samples=schedule.num_trials,
-            search_alg=BasicVariantGenerator(max_concurrent=schedule.max_concurrent_trials, random_state=recipe.seed),
+            max_concurrent_trials=schedule.max_concurrent_trials if schedule.search != "random" else None,
+            time_budget_s=schedule.max_time_s,
+            search_alg=searcher,
             scheduler=ASHAScheduler(
                 time_attr="training_iteration",
                 max_t=recipe.train.epochs,
@@ -188,7 +235,7 @@ def _fit(
             reuse_actors=False,
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(output / _STORAGE), verbose=0, callbacks=[_TrialReporter(report)]
+            name=_NAME, storage_path=str(output / _STORAGE), verbose=0, callbacks=[_TrialReporter(report)]
         ),
     )
     return tuner.fit()
@@ -229,27 +276,3 @@ def _trial_of(values: dict[str, Any], metrics: dict[str, Any] | None, error: Exc
         seconds=round(metrics.get("time_total_s", 0.0), 3),
         error=None if error is None else str(error).strip().splitlines()[-1],
     )
-
-
-def _rank(trial: Trial, metric: DecidingMetric) -> float:
-    """Returns a number that is lower for a better trial."""
-    if trial.error is not None or metric.label not in trial.metrics:
-        return math.inf
-    value = trial.metrics[metric.label]
-    return value if metric.is_error else -value
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def _write_table(path: Path, trials: list[Trial]) -> None:
-    keys = list(trials[0].values)
-    names = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
-    with path.open("w", newline="", encoding="utf8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*keys, "num_epochs", "best_epoch", *names, "seconds", "error"])
-        for trial in trials:
-            values = [trial.values[key] for key in keys]
-            metrics = [trial.metrics.get(name, "") for name in names]
-            writer.writerow([*values, trial.num_epochs, trial.best_epoch, *metrics, trial.seconds, trial.error or ""])

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ray_recsys import __version__
 from ray_recsys.config import ServeRecipe
-from ray_recsys.serving.browse import bundle_routes
+from ray_recsys.serving.browse import bundle_routes, health_routes
 from ray_recsys.serving.gateway import App, Gateway
 from ray_recsys.serving.keys import keys_of_environment
 from ray_recsys.serving.problems import answer_problems
@@ -44,7 +44,7 @@ def make_app(api: Api) -> FastAPI:
         redoc_url=None,
     )
     answer_problems(app)
-    for router in (recommend_routes(api), bundle_routes(api), web_routes()):
+    for router in (recommend_routes(api), bundle_routes(api), health_routes(api), web_routes()):
         app.include_router(router)
     _describe(app, api.limits)
     gateway: Gateway | None = None

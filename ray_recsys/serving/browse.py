@@ -73,6 +73,13 @@ def bundle_routes(api: Api) -> APIRouter:
         (described,) = ItemWriter(bundle, string_ids).items([item_idx])
         return ItemResponse(item=described, num_users=int(bundle.catalogue.counts[item_idx]), bundle=bundle.version)
 
+    return router
+
+
+def health_routes(api: Api) -> APIRouter:
+    """Returns the routes that probes ask."""
+    router = APIRouter(tags=["health"])
+
     @router.get("/healthz")
     async def healthz() -> Health:
         """Reports that the process is up, whatever its stages do."""

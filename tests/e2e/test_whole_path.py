@@ -1,4 +1,4 @@
-"""From the raw log to HTTP through the command line's own functions, on the demo's data with a short training."""
+"""From the raw log to HTTP through the command line's own functions, on the demo's data and with its recipe."""
 
 import json
 import urllib.request
@@ -17,7 +17,6 @@ from ray_recsys.distributed.serve.local import serve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 NUM_COMPARED = 50
-SHORT = ("train.epochs=2", "model.embedding_dim=8", "model.mlp_layers=[16, 8]", "train.batch_size=8192")
 
 
 @contextmanager
@@ -29,10 +28,6 @@ def _json_of(capfd: pytest.CaptureFixture[str]) -> Iterator[dict[str, Any]]:
     result.update(json.loads(capfd.readouterr().out))
 
 
-def _overrides() -> list[str]:
-    return [word for override in SHORT for word in ("--set", override)]
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
@@ -40,7 +35,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_demo_goes_the_whole_way(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with _json_of(capfd) as result:
-        assert main(["demo", "--once", "--json", "--directory", str(directory), "--port", "0", *_overrides()]) == 0
+        assert main(["demo", "--once", "--json", "--directory", str(directory), "--port", "0"]) == 0
     titles = [movie["title"] for movie in result["recommended"]]
     assert len(set(titles)) == 10
     assert all(not title.isdigit() for title in titles)
@@ -49,6 +44,9 @@ def test_the_demo_goes_the_whole_way(directory: Path, capfd: pytest.CaptureFixtu
     assert seen.isdisjoint(movie["item_id"] for movie in result["recommended"] + result["popular"])
     scores = [movie["score"] for movie in result["recommended"]]
     assert scores == sorted(scores, reverse=True)
+    ndcg = {label: model["metrics"]["NDCG@10"] for label, model in result["evaluation"]["models"].items()}
+    assert ndcg["NeuMF"] > 1.5 * ndcg["Popularity"]
+    assert ndcg["Popularity"] > 3 * ndcg["Random"]
     assert set(result["stage_s"]) == {"prepare", "train", "compare", "evaluate", "publish", "serve"}
 
 

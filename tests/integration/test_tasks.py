@@ -1,5 +1,7 @@
 """What a task cannot do reaches the caller as an error of the package, with the stage, the file and the remedy."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -20,6 +22,19 @@ EXECUTOR = RayExecutor("prepare", ClusterRecipe())
 def test_results_come_back_for_every_number() -> None:
     assert sorted(EXECUTOR.map(lambda number: number**2, 5, stage="squaring")) == [0, 1, 4, 9, 16]
     assert list(EXECUTOR.map(lambda number: number, 0, stage="nothing")) == []
+
+
+def test_a_stream_keeps_the_order_of_its_items() -> None:
+    items = (text * 2 for text in "abcdefghijkl")
+    assert list(EXECUTOR.stream(str.upper, items, stage="shouting")) == [text * 2 for text in "ABCDEFGHIJKL"]
+
+
+def test_a_stream_raises_what_a_call_raised() -> None:
+    def call(number: int) -> int:
+        raise DataError(f"batch {number} is damaged")
+
+    with pytest.raises(DataError, match="batch 7 is damaged"):
+        list(EXECUTOR.stream(call, [7], stage="scoring"))
 
 
 def test_an_error_of_the_package_is_the_users() -> None:
@@ -46,6 +61,40 @@ def test_a_full_disk_is_a_stage_error(writer: str) -> None:
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(StageError, match=r"reading failed: .*/nowhere/file"):
         list(EXECUTOR.map(lambda _: Path("/nowhere/file").read_bytes(), 1, stage="reading"))
+
+
+class Crashing:
+    """Reads files, one of which kills the process that reads it."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def describe(self, number: int) -> str:
+        return f"file-{number}.csv"
+
+    def __call__(self, number: int) -> int:
+        if number == 3:
+            with self._log.open("a") as log:
+                log.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+def test_a_task_that_kills_its_process_each_time_is_named_after_a_few_tries(tmp_path: Path) -> None:
+    done: list[int] = []
+    with pytest.raises(StageError, match=r"reading: part 3 of 6, counted from 0 \(file-3\.csv\), ended its process"):
+        done.extend(EXECUTOR.map(Crashing(tmp_path / "log"), 6, stage="reading"))
+    assert 2 <= len((tmp_path / "log").read_text()) <= 8
+
+
+def test_a_task_whose_process_is_lost_once_is_retried(tmp_path: Path) -> None:
+    def task(number: int) -> int:
+        if number == 1 and not (tmp_path / "lost").exists():
+            (tmp_path / "lost").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    assert sorted(EXECUTOR.map(task, 3, stage="reading")) == [0, 1, 2]
 
 
 def test_a_task_may_take_longer_than_the_contexts_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

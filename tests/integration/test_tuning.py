@@ -1,14 +1,16 @@
 """Ray Tune for real: a small search stops poor trials early and writes a recipe that is ready to train."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ray_recsys.config import Recipe
-from ray_recsys.config.files import load_recipe, parse_recipe
+from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe
 from ray_recsys.distributed.tuning import tune
-from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError, StageError
 from ray_recsys.progress import Event
 from tests.factories import change_a_byte, make_prepared_set
 
@@ -75,3 +77,68 @@ def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(IntegrityError, match=r"items\.parquet"):
         tune(data.path, tmp_path / "tuned", Recipe())
     assert not (tmp_path / "tuned").exists()
+
+
+def small_search(**tune_keys: object) -> Recipe:
+    sections = {
+        "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "init_std": 0.1},
+        "train": {"epochs": 6, "batch_size": 16, "early_stopping_epochs": "none"},
+        "tune": {
+            "num_trials": 4,
+            "grace_epochs": 6,
+            "max_concurrent_trials": 1,
+            "space": {"train.learning_rate": {"log_uniform": [1e-3, 0.1]}},
+            **tune_keys,
+        },
+    }
+    return parse_recipe(sections, "test")
+
+
+def test_a_search_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
+    data, output, file = (
+        make_prepared_set(tmp_path / "data", num_users=300),
+        tmp_path / "tuned",
+        tmp_path / "recipe.toml",
+    )
+    file.write_text(dump_recipe(small_search()), encoding="utf8")
+    command = [sys.executable, "-m", "ray_recsys.cli", "tune", "--data", str(data.path), "--output", str(output)]
+    command += ["--recipe", str(file), "--address", "local"]
+    num_ended = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+        assert driver.stderr is not None
+        for line in driver.stderr:
+            num_ended += "] trial " in line
+            if num_ended == 2:
+                driver.kill()
+                break
+    assert num_ended == 2
+    assert not (output / "best_recipe.toml").exists()
+    with pytest.raises(ArtifactError, match="--resume"):
+        tune(data.path, output, small_search())
+    with pytest.raises(ArtifactError, match="another recipe"):
+        tune(data.path, output, small_search(num_trials=5), resume=True)
+    lines: list[str] = []
+    result = tune(data.path, output, small_search(), resume=True, report=lambda event: lines.append(str(event)))
+    assert result.num_trials == 4
+    assert all(trial.error is None and trial.num_epochs == 6 == len(trial.curve) for trial in result.trials)
+    assert len({trial.values["train.learning_rate"] for trial in result.trials}) == 4
+    assert 1 <= sum(line.startswith("trial ") for line in lines) <= 3  # what had ended is not repeated
+    assert sorted(path.name for path in output.iterdir()) == ["best_recipe.toml", "report.html", "trials.csv"]
+    with pytest.raises(ArtifactError, match="no interrupted search"):
+        tune(data.path, output, small_search(), resume=True)
+
+
+def test_a_search_whose_trials_all_fail_leaves_nothing_that_refuses_the_next(tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "data")
+    diverging = small_search(num_trials=1, space={"train.learning_rate": {"choice": [1e30]}})
+    with pytest.raises(StageError, match=r"every trial failed.*diverged"):
+        tune(data.path, tmp_path / "tuned", diverging)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_the_parzen_estimator_searches_too(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    data = make_prepared_set(tmp_path / "data")
+    result = tune(data.path, tmp_path / "tuned", small_search(search="tpe", num_trials=2, max_concurrent_trials=2))
+    assert result.num_trials == 2
+    assert all(1e-3 <= trial.values["train.learning_rate"] <= 0.1 for trial in result.trials)

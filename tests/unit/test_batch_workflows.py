@@ -104,13 +104,13 @@ def test_files_that_cannot_be_used(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match="no rows"):
         run_recommend(bundle, tmp_path / "out", users=tmp_path / "empty.csv")
     pq.write_table(pa.table({"user_id": [1.0]}), tmp_path / "floats.parquet")
-    with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids of type double are not usable"):
+    with pytest.raises(DataError, match=r"floats\.parquet, column user_id: ids cannot be of type double"):
         run_recommend(bundle, tmp_path / "out", users=tmp_path / "floats.parquet")
     (tmp_path / "floats.parquet").unlink()
-    with pytest.raises(DataError, match="no column item_id; columns found: user_id"):
+    with pytest.raises(DataError, match="no column item_id"):
         run_score(bundle, tmp_path / "empty.csv", tmp_path / "out.csv")
     (tmp_path / "pairs.csv").write_text("user_id,item_id,score\na,b,1\n")
-    with pytest.raises(DataError, match="column score already"):
+    with pytest.raises(DataError, match="a column score already"):
         run_score(bundle, tmp_path / "pairs.csv", tmp_path / "out.csv")
     with pytest.raises(DataError, match=r"'\.json'"):
         run_score(bundle, tmp_path / "pairs.csv", tmp_path / "out.json")

@@ -39,7 +39,10 @@ WRONG = [
     ("[[input.drop]]\nreason = 'x'\nis_null = true", "input.drop.0.column is missing: give a text"),
     ("[tune.space]\n'train.epochs' = {uniform = [2, 1]}", "uniform = [2.0, 1.0]: the first number must be below"),
     ("[tune.space.train]\nlearning_rate = {log_uniform = [0, 1]}", "must be two rising numbers above 0"),
-    ("[model]\nname = 'svd'", "model.name = 'svd': must be one of item_knn, neumf, popularity, user_knn"),
+    (
+        "[model]\nname = 'svd'",
+        "model.name = 'svd': must be one of ease, gmf, ials, item_knn, lightgcn, mf, mlp, neumf, popularity, user_knn",
+    ),
     ("[model]\nname = 'item_knn'\nshrink = 1", "model.shrink: unknown key; did you mean shrinkage?"),
     ("[input]\ntimestamp_column = 'none'", "split.method = 'leave_one_out' needs times"),
     ("[train]\nobjective = 'explicit'", "train.objective = 'explicit': needs input.rating_column"),

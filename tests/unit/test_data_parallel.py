@@ -53,7 +53,8 @@ def _join(work: Callable[..., None], rank: int, size: int, directory: Path) -> N
 
 def _save_gradients(rank: int, size: int, directory: Path) -> None:
     model = make(RECIPE.train.model_copy(update={"l2": 0.1}), gmf_loss_weight=0.3)
-    torch.autograd.backward(data_parallel(model)(batch(part=SHARDS[size][rank])))
+    wrapped = data_parallel(model)  # kept: DDP reduces nothing once its module is gone
+    torch.autograd.backward(wrapped(batch(part=SHARDS[size][rank])))
     torch.save({name: p.grad for name, p in model.named_parameters()}, directory / f"gradients-{rank}.pt")
 
 
@@ -99,8 +100,58 @@ def test_workers_end_with_the_same_weights_and_close_to_those_of_one_process(tmp
 class NoBatches:
     """An epoch whose loss is 0, whatever the weights are."""
 
-    def batches(self, epoch: int) -> Iterator[Batch]:  # noqa: ARG002
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:  # noqa: ARG002
         return iter(())
+
+
+def _train_on_single_positives(rank: int, size: int, directory: Path) -> None:
+    prepared = make_prepared_set(directory / f"data-{rank}", num_users=7, num_partitions=2)
+    recipe = RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"batch_size": 1})})
+    build = MODELS["neumf"].build
+    assert build is not None
+    trainer = Trainer(build(prepared, recipe), recipe.train, wrap=data_parallel)
+    feed = local_feed(prepared, recipe, rank=rank, world_size=size)
+    validation = Validation.read(prepared, recipe, rank=rank, world_size=size)
+    losses: list[float] = []
+    train_epochs(trainer, feed, validation, 1, lambda record, _: losses.append(record.loss))
+    (directory / f"loss-{rank}").write_text(str(losses), encoding="utf8")
+
+
+def test_a_global_batch_smaller_than_the_number_of_workers_trains(tmp_path: Path) -> None:
+    run_group(_train_on_single_positives, 3, tmp_path)
+    losses = [(tmp_path / f"loss-{rank}").read_text(encoding="utf8") for rank in range(3)]
+    assert losses[0] == losses[1] == losses[2]
+    assert 0.3 < float(losses[0].strip("[]")) < 3
+
+
+def _diverge_on_one_worker(rank: int, size: int, directory: Path) -> None:
+    prepared = PreparedSet.open(directory / "data")
+    build = MODELS["neumf"].build
+    assert build is not None
+    trainer = Trainer(build(prepared, RECIPE), RECIPE.train, wrap=data_parallel)
+    whole = local_feed(
+        prepared, RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"batch_size": 50})})
+    )
+
+    class Feed:
+        def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            for step, part in enumerate(whole.batches(epoch, first_step)):
+                if (rank, step) == (size - 1, 3):
+                    part.weight[0] = np.nan
+                yield part
+
+    try:
+        train_epochs(trainer, Feed(), Validation([], 256, 1, has_ratings=False), 1, lambda *_: None)
+    except StageError as error:
+        (directory / f"error-{rank}").write_text(str(error), encoding="utf8")
+
+
+def test_divergence_on_one_worker_ends_all_and_names_the_step(tmp_path: Path) -> None:
+    make_prepared_set(tmp_path / "data")
+    run_group(_diverge_on_one_worker, 2, tmp_path)
+    errors = [(tmp_path / f"error-{rank}").read_text(encoding="utf8") for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert "epoch 1, step 4 (step 4 of the run)" in errors[0]
 
 
 def _fail_in_validation(rank: int, size: int, directory: Path) -> None:  # noqa: ARG001

@@ -43,6 +43,36 @@ def test_every_interaction_comes_once_under_any_layout(
         stream.close()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_epoch_resumes_at_any_step(tmp_path: Path, rank: int) -> None:
+    recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
+    whole = list(local_feed(prepared, recipe, rank=rank, world_size=3).batches(3))
+    for first_step in (0, 1, 7, len(whole) - 1, len(whole)):
+        rest = list(local_feed(prepared, recipe, rank=rank, world_size=3).batches(3, first_step))
+        assert len(rest) == len(whole) - first_step
+        for batch, expected in zip(rest, whole[first_step:], strict=True):
+            np.testing.assert_array_equal(batch.user_idx, expected.user_idx)
+            np.testing.assert_array_equal(batch.item_idx, expected.item_idx)
+            assert batch.global_batch_size == expected.global_batch_size
+
+
+def test_windows_that_end_before_the_first_step_are_not_read(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["train.batch_size=20", "feed.window_interactions=120"])
+    prepared = make_prepared_set(tmp_path / "data", num_partitions=5)
+    whole = local_feed(prepared, recipe)
+    num_read: list[int] = []
+
+    def read(epoch: int, windows: Sequence[Window]) -> Iterator[WindowSamples]:
+        num_read.append(len(windows))
+        return whole._read(epoch, windows)
+
+    num_windows = len(whole.plan.windows(20))
+    list(EpochStream(whole.plan, read, recipe).batches(20, whole.plan.num_steps - 1))  # the last: nothing is ahead
+    assert num_read == [1]
+    assert num_windows > 2
+
+
 def test_users_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
     prepared = make_prepared_set(tmp_path / "data", num_users=300)
     first, second = (

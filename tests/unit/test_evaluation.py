@@ -42,7 +42,7 @@ class TableScorer:
 
 def reference(table: Float32s, histories: Histories, split: Split, k: int, seed: int) -> dict[str, float]:
     """Full ranking with sorted lists; scores may be tied."""
-    values: dict[str, list[float]] = {"Hit": [], "NDCG": [], "Recall": [], "MRR": []}
+    values: dict[str, list[float]] = {"Hit": [], "NDCG": [], "Recall": [], "Precision": [], "MAP": [], "MRR": []}
     for row in range(histories.training.num_users):
         user = histories.first_user_idx + row
         training, validation, test = (
@@ -61,6 +61,8 @@ def reference(table: Float32s, histories: Histories, split: Split, k: int, seed:
         values["Hit"].append(float(ranks[0] <= k))
         values["NDCG"].append(sum(1 / math.log2(r + 1) for r in ranks if r <= k) / best)
         values["Recall"].append(sum(r <= k for r in ranks) / len(ranks))
+        values["Precision"].append(sum(r <= k for r in ranks) / k)
+        values["MAP"].append(sum((n + 1) / r for n, r in enumerate(ranks) if r <= k) / len(ranks))
         values["MRR"].append(1 / ranks[0])
     return {name if name == "MRR" else f"{name}@{k}": sum(v) / len(v) for name, v in values.items()}
 

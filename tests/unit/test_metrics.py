@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from ray_recsys.core.evaluation.metrics import (
     MetricSums,
     RankedLists,
+    average_precision,
     hit,
     ndcg,
+    precision,
     recall,
     reciprocal_rank,
+    values_by_user,
 )
 
 # One list with held-out items at ranks 2 and 7, one with a single one at rank 1, one at rank 11.
@@ -36,6 +39,59 @@ def test_ndcg_by_hand_has_an_ideal_of_at_most_k_items() -> None:
     assert ndcg(best, 2) == pytest.approx([1])
 
 
+def test_precision_and_average_precision_by_hand() -> None:
+    assert precision(LISTS, 5).tolist() == [1 / 5, 1 / 5, 0]
+    assert precision(LISTS, 7).tolist() == [2 / 7, 1 / 7, 0]
+    assert average_precision(LISTS, 5) == pytest.approx([0.25, 1, 0])
+    assert average_precision(LISTS, 7) == pytest.approx([(1 / 2 + 2 / 7) / 2, 1, 0])
+
+
+def reference(ranks: list[int], k: int) -> dict[str, float]:
+    """Metrics of one list, from a row of zeros and ones."""
+    row = [int(place in ranks) for place in range(1, max(*ranks, k) + 1)]
+    first, ideal = row[:k], sorted(row, reverse=True)[:k]
+    gain = [1 / math.log2(place + 2) for place in range(k)]
+    return {
+        f"Hit@{k}": float(any(first)),
+        f"NDCG@{k}": sum(map(float.__mul__, map(float, first), gain))
+        / sum(map(float.__mul__, map(float, ideal), gain)),
+        f"Recall@{k}": sum(first) / len(ranks),
+        f"Precision@{k}": sum(first) / k,
+        f"MAP@{k}": sum(sum(row[: n + 1]) / (n + 1) for n in range(k) if row[n]) / len(ranks),
+        "MRR": 1 / (row.index(1) + 1),
+    }
+
+
+RANKS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=6, unique=True), min_size=1, max_size=8)
+
+
+def _lists(ranks: list[list[int]]) -> RankedLists:
+    list_of = np.repeat(np.arange(len(ranks)), [len(r) for r in ranks])
+    return RankedLists(np.concatenate(ranks), list_of, np.arange(len(ranks)))
+
+
+@given(RANKS, st.integers(1, 20))
+def test_metrics_equal_the_reference(ranks: list[list[int]], k: int) -> None:
+    values = values_by_user(_lists(ranks), (k,))
+    for user, own in enumerate(ranks):
+        assert {name: v[user] for name, v in values.items()} == pytest.approx(reference(own, k))
+
+
+@pytest.mark.filterwarnings("ignore:unsafe cast from uint64")  # numba, of ranx's own code
+def test_metrics_equal_those_of_ranx() -> None:
+    ranx = pytest.importorskip("ranx")
+    rng = np.random.default_rng(0)
+    ranks = [sorted(rng.choice(np.arange(1, 101), size=rng.integers(1, 6), replace=False).tolist()) for _ in range(50)]
+    relevant = {f"u{u}": {f"i{rank}": 1 for rank in own} for u, own in enumerate(ranks)}
+    ranked = {f"u{u}": {f"i{place}": 101.0 - place for place in range(1, 101)} for u in range(len(ranks))}
+    for k in (1, 5, 10, 20):
+        means = MetricSums.of(_lists(ranks), ks=(k,), num_candidates=0).means()
+        names = {f"hit_rate@{k}": f"Hit@{k}", f"ndcg@{k}": f"NDCG@{k}", f"recall@{k}": f"Recall@{k}"}
+        names |= {f"precision@{k}": f"Precision@{k}", f"map@{k}": f"MAP@{k}", "mrr": "MRR"}
+        theirs = ranx.evaluate(ranx.Qrels(relevant), ranx.Run(ranked), list(names))
+        assert {names[name]: value for name, value in theirs.items()} == pytest.approx(means, abs=1e-9)
+
+
 def test_a_users_lists_are_averaged_before_users_are() -> None:
     lists = RankedLists(np.array([1, 20, 20, 1]), np.arange(4), np.array([0, 0, 0, 1]))
     sums = MetricSums.of(lists, ks=(10,), num_candidates=400)
@@ -47,7 +103,7 @@ def test_standard_error_of_hits_is_binomial() -> None:
     ranks = np.where(np.arange(100) < 30, 1, 50)
     sums = MetricSums.of(RankedLists(ranks, np.arange(100), np.arange(100)), ks=(10,), num_candidates=10_000)
     assert sums.standard_errors()["Hit@10"] == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
-    assert list(sums.means()) == ["Hit@10", "NDCG@10", "Recall@10", "MRR"]
+    assert list(sums.means()) == ["Hit@10", "NDCG@10", "Recall@10", "Precision@10", "MAP@10", "MRR"]
 
 
 @given(

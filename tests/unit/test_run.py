@@ -1,7 +1,11 @@
 """A run round-trips, a damaged or unfinished one is refused by name, and only the same run is resumed."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,16 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import load_recipe, parse_recipe
 from ray_recsys.core.artifact import write_manifest
 from ray_recsys.core.models.registry import load_model
-from ray_recsys.core.training.run import MODEL, SCHEMA_VERSION, Run, RunStart, can_resume, finish_run, start_run
+from ray_recsys.core.training.run import (
+    MODEL,
+    SCHEMA_VERSION,
+    Run,
+    RunStart,
+    can_resume,
+    finish_run,
+    leased,
+    start_run,
+)
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
 from tests.unit.test_neumf import ITEMS, USERS, make
 
@@ -97,6 +110,7 @@ def test_resume_needs_the_same_data_and_recipe(tmp_path: Path) -> None:
     start_run(tmp_path / "run", start())
     assert can_resume(tmp_path / "run", start())
     assert can_resume(tmp_path / "run", start(cluster={"num_workers": 8}, serve={"port": 1}))
+    assert can_resume(tmp_path / "run", start(train={"checkpoint_every_s": 5}))
     with pytest.raises(ArtifactError, match="fingerprint abc, now xyz"):
         can_resume(tmp_path / "run", start("xyz"))
     with pytest.raises(ArtifactError, match=r"train\.epochs = 20, now 3"):
@@ -105,6 +119,32 @@ def test_resume_needs_the_same_data_and_recipe(tmp_path: Path) -> None:
         can_resume(tmp_path / "run", start().model_copy(update={"recipe": Recipe(seed=8)}))
     with pytest.raises(ArtifactError, match=r"model\.name = neumf, now popularity"):
         can_resume(tmp_path / "run", start(model={"name": "popularity"}))
+
+
+def hold(path: Path, is_held: Any, end: Any) -> None:
+    with leased(path):
+        is_held.set()
+        end.wait(60)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time_and_a_killed_one_does_not_hold_it(tmp_path: Path) -> None:
+    start_run(tmp_path / "run", start())
+    spawn = multiprocessing.get_context("spawn")
+    is_held, end = spawn.Event(), spawn.Event()
+    holder = spawn.Process(target=hold, args=(tmp_path / "run", is_held, end), daemon=True)
+    holder.start()
+    assert is_held.wait(60)
+    with pytest.raises(ArtifactError, match=f"trained by process {holder.pid} on "), leased(tmp_path / "run"):
+        pytest.fail("two hold it")
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(60)
+    with leased(tmp_path / "run"):
+        (tmp_path / "run" / MODEL).mkdir()
+        make().export().save(tmp_path / "run" / MODEL)
+        finish_run(tmp_path / "run", num_epochs=1, best_epoch=1, metrics={})
+    assert ".lease" not in Run.open(tmp_path / "run").files
+    assert not (tmp_path / "run/.lease").exists()
 
 
 def test_a_finished_run_is_not_resumed_and_a_missing_one_is_an_error(tmp_path: Path) -> None:

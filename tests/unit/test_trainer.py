@@ -1,5 +1,6 @@
 """Epochs, warm-up, early stopping, and checkpoints that continue bit for bit."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,29 +10,39 @@ import torch
 
 from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
+from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.core.training.checkpoint import BEST, load_checkpoint, save_checkpoint, write_curves
+from ray_recsys.core.training import loop
+from ray_recsys.core.training.checkpoint import (
+    BEST,
+    checkpoint_name,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    write_curves,
+)
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
 from tests.factories import change_a_byte, make_prepared_set
 
-USERS, ITEMS = 60, 40
+USERS, ITEMS, STEPS = 60, 40, 3
 
 
 class FixedFeed:
     """Three batches an epoch; users like the items of their own parity."""
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         rng = np.random.default_rng(epoch)
-        for _ in range(3):
+        for step in range(STEPS):
             users = rng.integers(0, USERS, 32)
             items = rng.integers(0, ITEMS // 2, (32, 4)) * 2 + (users % 2)[:, None]
             items[:, 1:] ^= 1
-            yield Batch(users, items.astype(np.int32), np.ones(32, np.float32), None, 32)
+            if step >= first_step:
+                yield Batch(users, items.astype(np.int32), np.ones(32, np.float32), None, 32)
 
 
 def recipe(**train: object) -> Recipe:
@@ -107,22 +118,116 @@ def test_epochs_without_validation_end_nothing() -> None:
     assert trainer.is_done
 
 
+class ExplodingFeed(FixedFeed):
+    """Its second epoch's third batch has a weight that no loss survives."""
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(epoch, first_step), start=first_step):
+            if (epoch, step) == (2, 2):
+                batch.weight[5] = np.inf
+            yield batch
+
+
 def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(recipe())
-    monkeypatch.setattr(trainer, "run_epoch", lambda _: (float("inf"), 1, 1))
-    monkeypatch.setattr(Validation, "measure", lambda *_: pytest.fail("it was validated"))
-    with pytest.raises(StageError, match="loss inf in epoch 1"):
-        train_epochs(trainer, FixedFeed(), no_validation(), 1, lambda *_: None)
+    records: list[EpochRecord] = []
+    validated: list[int] = []
+
+    def measure(*_: object) -> MetricSums:
+        validated.append(1)
+        return MetricSums()
+
+    monkeypatch.setattr(Validation, "measure", measure)
+    message = r"epoch 2, step 3 \(step 6 of the run\), with learning rate 0\.02 and a batch of 32 positives.*\(0\.02\)"
+    with pytest.raises(StageError, match=message):
+        train_epochs(trainer, ExplodingFeed(), no_validation(), 1, lambda record, _: records.append(record))
+    assert len(validated) == len(records) == 1
 
 
-def test_warmup_and_divergence() -> None:
-    trainer = trainer_of(recipe(warmup_steps=4))
-    trainer.run_epoch(FixedFeed().batches(1))
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * 3 / 4)
-    trainer.run_epoch(FixedFeed().batches(2))
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
-    with pytest.raises(StageError, match=r"learning_rate \(0.02\)"):
-        trainer.check_loss(1, float("nan"))
+def test_warmup() -> None:
+    trainer = trainer_of(recipe(warmup_steps=4, epochs=2))
+    rates: list[float] = []
+
+    class Feed(FixedFeed):
+        def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            for batch in super().batches(epoch, first_step):
+                yield batch
+                rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    train_epochs(trainer, Feed(), no_validation(), 1, lambda *_: None)
+    assert rates == pytest.approx([0.02 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 8])
+def test_a_run_resumes_at_any_step_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    straight = trainer_of(recipe())
+    train_epochs(straight, FixedFeed(), no_validation(), 1, lambda *_: None)
+
+    interrupted = trainer_of(recipe(checkpoint_every_s=1e-9))  # after every step
+    num_calls = 0
+
+    def checkpoint() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        assert interrupted.progress.partial.num_steps > 0
+        if interrupted.progress.num_steps == stop:
+            (tmp_path / "c").mkdir()
+            save_checkpoint(interrupted, tmp_path / "c", tmp_path / "best")
+            raise KeyboardInterrupt
+
+    def after_epoch(*_: object) -> None:
+        (tmp_path / f"e{interrupted.progress.num_epochs}").mkdir()
+        save_checkpoint(interrupted, tmp_path / f"e{interrupted.progress.num_epochs}", tmp_path / "best")
+
+    with pytest.raises(KeyboardInterrupt):
+        train_epochs(interrupted, FixedFeed(), no_validation(), 1, after_epoch, on_checkpoint=checkpoint)
+    assert num_calls == stop  # so that it ran after every step
+    resumed = trainer_of(recipe())
+    load_checkpoint(resumed, tmp_path / "c", tmp_path / "restored")
+    epochs, steps = divmod(stop - 1, STEPS)
+    assert (resumed.progress.num_epochs, resumed.progress.partial.num_steps) == (epochs, steps + 1)
+    train_epochs(resumed, FixedFeed(), no_validation(), 1, lambda *_: None)
+    expected = straight.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    assert [r.loss for r in resumed.progress.records] == pytest.approx([r.loss for r in straight.progress.records])
+
+
+def test_checkpoints_come_in_time_and_seldom_ask_the_other_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, num_asked = 0.0, 0
+
+    def reduce(device: torch.device, operation: object, *values: float) -> list[float]:  # noqa: ARG001
+        nonlocal num_asked
+        num_asked += 1
+        return list(values)
+
+    monkeypatch.setattr(loop, "_reduce", reduce)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    timer = loop._CheckpointTimer(300.0, torch.device("cpu"))
+    while not timer.is_due():
+        clock += 0.01
+        assert clock < 310
+    assert clock >= 300
+    assert num_asked < 40
+
+
+def test_the_newest_whole_checkpoint_is_found_beside_damaged_and_half_written_ones(tmp_path: Path) -> None:
+    trainer = trainer_of(recipe())
+    paths = []
+    for epoch, directory in enumerate(["train-0001", "train-0001", "train-0002"], start=1):
+        trainer.finish_epoch(record(epoch, None))
+        paths.append(tmp_path / directory / checkpoint_name(trainer.progress))
+        paths[-1].mkdir(parents=True)
+        save_checkpoint(trainer, paths[-1], tmp_path / "best")
+    directories = sorted(tmp_path.glob("train-*"))
+    assert newest_checkpoint(directories) == (paths[2], [])
+    change_a_byte(paths[2] / "optimizer.pt")
+    found, damaged = newest_checkpoint(directories)
+    assert found == paths[1]
+    assert "optimizer.pt" in damaged[0].message
+    (paths[1] / "manifest.json").unlink()  # an upload that a kill ended
+    found, damaged = newest_checkpoint(directories)
+    assert (found, len(damaged)) == (paths[0], 2)
+    assert newest_checkpoint([tmp_path / "nothing"]) == (None, [])
 
 
 def test_a_checkpoint_continues_bit_for_bit_and_keeps_the_best_model(tmp_path: Path) -> None:

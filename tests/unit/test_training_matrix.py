@@ -34,6 +34,15 @@ def test_every_training_interaction_is_there_in_order_and_nothing_else(tmp_path:
     assert (matrix.weights == 1).all()
 
 
+def test_a_refit_ends_each_history_with_what_was_held_out(tmp_path: Path) -> None:
+    prepared = make_prepared_set(tmp_path / "set", num_users=9, num_partitions=2)
+    matrix = read_training_matrix(prepared.with_held_out())
+    held_out = [prepared.read_partition(partition) for partition in range(2)]
+    assert np.array_equal(matrix.idx[matrix.offsets[1:] - 1], np.concatenate([h.test.item_idx for h in held_out]))
+    assert np.array_equal(matrix.idx[matrix.offsets[1:] - 2], np.concatenate([h.validation.item_idx for h in held_out]))
+    assert len(matrix.idx) == len(read_training_matrix(prepared).idx) + 18
+
+
 def test_weight_by_repetition_is_1_plus_its_logarithm(tmp_path: Path) -> None:
     prepared = make_prepared_set(tmp_path / "set", num_users=4, num_partitions=1)
     histories = prepared.read_partition(0)

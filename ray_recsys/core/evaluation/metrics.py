@@ -1,4 +1,4 @@
-"""Ranking metrics from the ranks of held-out items, errors of predicted ratings, and their sums over users.
+"""Ranking metrics from the ranks of held-out items, and their sums over users.
 
 Ranks are whole numbers from 1. R held-out items, L ranked lists, U users.
 
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.core.arrays import Float32s, Float64s, Int64s
+from ray_recsys.core.arrays import Bools, Float64s, Int64s
+from ray_recsys.core.evaluation.rating_errors import RatingErrors
 
 _UNIT = 1 << 40  # values in [0, 1] are summed as multiples of 2^-40: exact for any number of users
-_ERROR_UNIT = 1 << 20  # errors of ratings, which may be large, as multiples of 2^-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,18 @@ class RankedLists:
     def num_held_out(self) -> Int64s:
         """Held-out items of each list, int64[L]."""
         return np.bincount(self.list_of, minlength=self.num_lists).astype(np.int64)
+
+    def of_users(self, is_chosen: Bools) -> "RankedLists":
+        """Returns the lists of some users, bool[U], renumbered."""
+        has_list = is_chosen[self.user_of]
+        has_rank = has_list[self.list_of]
+        new_list, new_user = np.cumsum(has_list) - 1, np.cumsum(is_chosen) - 1
+        return RankedLists(self.ranks[has_rank], new_list[self.list_of[has_rank]], new_user[self.user_of[has_list]])
+
+    def item_by_item(self, is_chosen: Bools) -> "RankedLists":
+        """Returns some held-out items, bool[R], each as the only one of a list and of a user of its own."""
+        ranks = self.ranks[is_chosen]
+        return RankedLists(ranks, np.arange(len(ranks)), np.arange(len(ranks)))
 
     def total(self, values: npt.NDArray[np.float64 | np.bool_]) -> Float64s:
         """Returns the sum over each list of a value per held-out item, float64[L]."""
@@ -73,6 +85,30 @@ def recall(lists: RankedLists, k: int) -> Float64s:
     return lists.total(lists.ranks <= k) / lists.num_held_out
 
 
+def precision(lists: RankedLists, k: int) -> Float64s:
+    """Returns the share of a list's first k that are held out, float64[L]; k is the divisor of shorter lists too.
+
+    Source: Herlocker et al., as for recall. Held-out at ranks 2 and 7: Precision@5 = 1/5.
+    """
+    return lists.total(lists.ranks <= k) / k
+
+
+def average_precision(lists: RankedLists, k: int) -> Float64s:
+    """Returns the mean over a list's held-out items of the precision at their rank, 0 beyond k; its mean is MAP@k.
+
+    With one held-out item this is the reciprocal rank cut at k.
+
+    Source: Buckley, Voorhees: Evaluating evaluation measure stability, SIGIR 2000, section 2; cut at k as trec_eval's
+        map_cut_k. Held-out at ranks 2 and 7: MAP@5 = (1/2) / 2 = 0.25, MAP@7 = (1/2 + 2/7) / 2 = 0.392857.
+    """
+    order = np.lexsort((lists.ranks, lists.list_of))
+    ranks, list_of = lists.ranks[order], lists.list_of[order]
+    starts = np.cumsum(lists.num_held_out) - lists.num_held_out
+    num_found = np.arange(1, len(ranks) + 1) - starts[list_of]
+    precisions = np.where(ranks <= k, num_found / ranks, 0.0)
+    return np.bincount(list_of, weights=precisions, minlength=lists.num_lists) / lists.num_held_out
+
+
 def ndcg(lists: RankedLists, k: int) -> Float64s:
     """Returns the discounted gain of a list's first k over that of the best possible order, float64[L].
 
@@ -98,52 +134,14 @@ def reciprocal_rank(lists: RankedLists) -> Float64s:
     return best
 
 
-_AT_K = {"Hit": hit, "NDCG": ndcg, "Recall": recall}
+_AT_K = {"Hit": hit, "NDCG": ndcg, "Recall": recall, "Precision": precision, "MAP": average_precision}
 
 
-class RatingErrors(BaseModel):
-    """Sums of errors of predicted ratings over held-out interactions; those of disjoint ones add up."""
-
-    model_config = ConfigDict(frozen=True)
-
-    num_ratings: int = 0
-    absolute: int = 0
-    """Sum of |error|, in units of 2^-20."""
-    squared: int = 0
-    """Sum of error^2, likewise."""
-    fourth: int = 0
-    """Sum of error^4, likewise; for the standard error of RMSE."""
-
-    @classmethod
-    def of(cls, predicted: Float32s, ratings: Float32s) -> Self:
-        """Returns the sums of R predicted and given ratings."""
-        error = predicted.astype(np.float64) - ratings
-        absolute, squared, fourth = (int(np.rint(np.abs(error) ** power * _ERROR_UNIT).sum()) for power in (1, 2, 4))
-        return cls(num_ratings=len(error), absolute=absolute, squared=squared, fourth=fourth)
-
-    def __add__(self, other: Self) -> Self:
-        """Returns the sums over the held-out interactions of both."""
-        names = type(self).model_fields
-        return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-    def means(self) -> dict[str, float]:
-        """Returns RMSE and MAE; nothing without ratings."""
-        if not self.num_ratings:
-            return {}
-        mean_square, mean_absolute = self._mean(self.squared), self._mean(self.absolute)
-        return {"RMSE": float(np.sqrt(mean_square)), "MAE": mean_absolute}
-
-    def standard_errors(self) -> dict[str, float]:
-        """Returns the standard errors of RMSE (by the delta method) and MAE over held-out interactions."""
-        if not self.num_ratings:
-            return {}
-        means, mean_square = self.means(), self._mean(self.squared)
-        square_error = np.sqrt(max(0.0, self._mean(self.fourth) - mean_square**2) / self.num_ratings)
-        absolute_error = np.sqrt(max(0.0, mean_square - means["MAE"] ** 2) / self.num_ratings)
-        return {"RMSE": float(square_error / max(2 * means["RMSE"], 1e-12)), "MAE": float(absolute_error)}
-
-    def _mean(self, total: int) -> float:
-        return total / _ERROR_UNIT / self.num_ratings
+def values_by_user(lists: RankedLists, ks: Sequence[int]) -> dict[str, Float64s]:
+    """Returns each metric of U users, float64[U], by its label (`NDCG@10`)."""
+    by_list = {f"{name}@{k}": metric(lists, k) for name, metric in _AT_K.items() for k in sorted(set(ks))}
+    by_list["MRR"] = reciprocal_rank(lists)
+    return {name: lists.mean_by_user(values) for name, values in by_list.items()}
 
 
 class MetricSums(BaseModel):
@@ -169,17 +167,22 @@ class MetricSums(BaseModel):
         cls, lists: RankedLists, *, ks: Sequence[int], num_candidates: int, errors: RatingErrors | None = None
     ) -> Self:
         """Returns the sums over the users of some lists, which hold `num_candidates` in all."""
-        by_list = {f"{name}@{k}": metric(lists, k) for name, metric in _AT_K.items() for k in sorted(set(ks))}
-        by_list["MRR"] = reciprocal_rank(lists)
-        by_user = {name: lists.mean_by_user(values) for name, values in by_list.items()}
+        counts = {
+            "num_users": int(lists.user_of.max(initial=-1)) + 1,
+            "num_held_out": len(lists.ranks),
+            "num_lists": lists.num_lists,
+            "num_candidates": num_candidates,
+        }
+        sums = cls.of_values(values_by_user(lists, ks)).model_copy(update=counts)
+        return sums if errors is None else sums.model_copy(update={"errors": errors})
+
+    @classmethod
+    def of_values(cls, by_user: Mapping[str, Float64s]) -> Self:
+        """Returns the sums of values of U users, float64[U] in [-1, 1], by name."""
         return cls(
-            num_users=int(lists.user_of.max(initial=-1)) + 1,
-            num_held_out=len(lists.ranks),
-            num_lists=lists.num_lists,
-            num_candidates=num_candidates,
+            num_users=len(next(iter(by_user.values()))),
             sums={name: _fixed_sum(values) for name, values in by_user.items()},
             squares={name: _fixed_sum(values * values) for name, values in by_user.items()},
-            errors=errors or RatingErrors(),
         )
 
     @classmethod

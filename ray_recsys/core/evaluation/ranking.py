@@ -13,6 +13,7 @@ Source: for the trap of ties, Rendle et al.: Neural collaborative filtering vs. 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ray_recsys.core.arrays import Float32s, Int64s, UInt64s
 from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits
@@ -59,6 +60,32 @@ def ranks_of(scores: Float32s, own: Int64s, order: TieOrder) -> Int64s:
         before = order.keys(with_ties[rows], columns) < own_keys[rows]
         ranks[with_ties] += np.bincount(rows[before], minlength=len(with_ties))
     return ranks
+
+
+def top_k(scores: Float32s, k: int, order: TieOrder | None = None) -> Int64s:
+    """Returns the columns of each row's k highest scores, best first; int64[R, k].
+
+    A row with fewer candidates ends with -1.
+
+    Args:
+        scores: float32[R, C]; -inf is not a candidate.
+        k: At least 1.
+        order: Of ties; None: the lower column first.
+    """
+    num_kept = min(k, scores.shape[1])
+    asked = min(num_kept + 1, scores.shape[1])  # one more, to see a tie at the edge
+    values, columns = (found.numpy() for found in torch.from_numpy(scores).topk(asked, dim=1))
+    best = np.full((len(scores), k), -1, np.int64)
+    best[:, :num_kept] = columns[:, :num_kept]
+    best[:, :num_kept][np.isneginf(values[:, :num_kept])] = -1
+    is_tied = (values[:, 1:] == values[:, :-1]) & ~np.isneginf(values[:, 1:])
+    for row in np.flatnonzero(is_tied.any(axis=1)):
+        edge = values[row, num_kept - 1]
+        candidates = np.flatnonzero((scores[row] >= edge) & (scores[row] > -np.inf))
+        keys = candidates if order is None else order.keys(np.full(len(candidates), row), candidates)
+        ranked = candidates[np.lexsort((keys, -scores[row, candidates]))[:num_kept]]
+        best[row, : len(ranked)] = ranked
+    return best
 
 
 def check_finite(scores: Float32s, user_idx: Int64s) -> None:

@@ -179,7 +179,7 @@ def audit_partition(
     is_known = all(np.all((part.item_idx >= 0) & (part.item_idx < num_items)) for part in users.parts().values())
     num_negatives = 0
     if is_known and split.get("time_unit_us") == MICROSECONDS:
-        findings += audit_ties(users, items.rank, is_split_by_time=split["method"] != "random_per_user")
+        findings += audit_ties(users, items.rank, is_split_by_time=split["method"] not in ("random_per_user", "given"))
     if is_known and draws_negatives:
         rows, negatives = _draw_negatives(users, items.sampler)
         findings += audit_negatives(users, rows, negatives)

@@ -66,7 +66,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         order, begin = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        gradient = gradients[0].flatten(0, -2)
         return functional.embedding_bag(order, gradient, begin, mode="sum"), None, None, None
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_recsys.config import GMFRecipe, MFRecipe, Recipe, TrainRecipe
-from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
-from ray_recsys.core.executor import Executor
-from ray_recsys.core.models.contract import DenseFactors, GradientModel, RecallSpace, TensorBatch, UserFactors
+from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.core.models.contract import DenseFactors, GradientModel, TensorBatch, UserFactors
 from ray_recsys.core.models.files import Arrays, Header, save_model_files
 from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
+from ray_recsys.core.models.gather import gather, order_rows
+from ray_recsys.core.models.inner_product import InnerProduct
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
-from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
 from ray_recsys.core.prepared import PreparedSet
 
 
@@ -74,11 +74,12 @@ class MF(GradientModel):
 
     def logits(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
         """Returns the logits [B, C] of each user, int64[B], with each of its items, integers [B, C]."""
+        order = order_rows(item_idx, self.num_items)
         user_BD = functional.embedding(user_idx, self.user_vectors)
         if self.output is not None:
             user_BD = user_BD * self.output
-        product_BC = (functional.embedding(item_idx, self.item_vectors) * user_BD.unsqueeze(1)).sum(dim=2)
-        item_bias_BC = functional.embedding(item_idx, self.item_bias.unsqueeze(1)).squeeze(2)
+        product_BC = (gather(self.item_vectors, item_idx, order) * user_BD.unsqueeze(1)).sum(dim=2)
+        item_bias_BC = gather(self.item_bias.unsqueeze(1), item_idx, order).squeeze(2)
         user_bias_B1 = functional.embedding(user_idx, self.user_bias.unsqueeze(1))
         return product_BC + item_bias_BC + (user_bias_B1 + self.global_bias)
 
@@ -93,7 +94,7 @@ class MF(GradientModel):
         return TrainedMF(self.recipe.name, *rows)
 
 
-class TrainedMF:
+class TrainedMF(InnerProduct):
     """The trained model.
 
     Args:
@@ -103,21 +104,8 @@ class TrainedMF:
     """
 
     def __init__(self, name: str, user_rows: Float32s, item_rows: Float32s) -> None:
-        self._name, self._users, self._items = name, user_rows, item_rows
-
-    @property
-    def num_users(self) -> int:
-        """U."""
-        return len(self._users)
-
-    @property
-    def num_items(self) -> int:
-        """I."""
-        return len(self._items)
-
-    def users(self, user_idx: Int64s) -> UserFactors:
-        """Returns the rows of trained users."""
-        return DenseFactors(self._users[user_idx])
+        super().__init__(user_rows, item_rows, num_constants=2)
+        self._name = name
 
     def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
         """Returns the row of a user with this history; only the latest 500 items count."""
@@ -128,23 +116,6 @@ class TrainedMF:
         prior = np.delete(self._mean_user if user_idx is None else self._users[user_idx], width)
         user = fit_user(prior, examples, lambda user: (features @ user + item_bias, features))
         return DenseFactors(np.insert(user, width, 1).astype(np.float32)[np.newaxis])
-
-    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
-        """Returns the logits of each user's items, float32[B, C]."""
-        assert isinstance(users, DenseFactors)
-        if item_idx is None:
-            catalogue: Float32s = users.values @ self._items.T
-            return catalogue
-        scores: Float32s = np.einsum("bw,bcw->bc", users.values, self._items[item_idx])
-        return scores
-
-    def recall_space(self) -> RecallSpace | None:
-        """Returns the item rows: the inner product is the logit."""
-        return RecallSpace(self._items)
-
-    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
-        """Returns the items most similar by the cosine of their vectors."""
-        return nearest_by_cosine(self._items[:, :-2], num_neighbours, executor)
 
     def save(self, directory: Path) -> None:
         """Writes the model's files."""

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_recsys.config import NeuMFRecipe, Recipe, TrainRecipe
+from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Int32s
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
 from ray_recsys.core.models.files import Arrays, Header
@@ -58,7 +58,7 @@ class NeuMF(GradientModel):
         self,
         num_users: int,
         num_items: int,
-        recipe: NeuMFRecipe,
+        recipe: NeuMFRecipe | MLPRecipe,
         train: TrainRecipe | None = None,
         *,
         generator: torch.Generator | None = None,
@@ -68,10 +68,10 @@ class NeuMF(GradientModel):
         self.latest_items: Int32s | None = None
         """The latest training items of each user, int32[U, L]; only with `recent_items`."""
         self.recipe, self._train = recipe, train or TrainRecipe()
-        width = recipe.embedding_dim
+        width, gmf_width = recipe.embedding_dim, recipe.gmf_dim
         first, *others = recipe.mlp_layers
-        self.user_gmf = nn.Parameter(torch.empty(num_users, width))
-        self.item_gmf = nn.Parameter(torch.empty(num_items, width))
+        self.user_gmf = nn.Parameter(torch.empty(num_users, gmf_width))
+        self.item_gmf = nn.Parameter(torch.empty(num_items, gmf_width))
         self.user_mlp = nn.Parameter(torch.empty(num_users, width))
         self.item_mlp = nn.Parameter(torch.empty(num_items, width))
         self.user_bias = nn.Parameter(torch.zeros(num_users))
@@ -81,9 +81,9 @@ class NeuMF(GradientModel):
         self.item_half = nn.Linear(width, first, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(recipe.mlp_layers, others, strict=False))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for w in recipe.mlp_layers) if recipe.layer_norm else None
-        self.gmf_output = nn.Parameter(torch.empty(width)) if recipe.gmf_output else None
+        self.gmf_output = nn.Parameter(torch.empty(gmf_width)) if recipe.gmf_output else None
         self.mlp_output = nn.Parameter(torch.empty(recipe.mlp_layers[-1]))
-        self.recent = RecentItems(num_items, first, recipe) if recipe.recent_items else None
+        self.recent = _recent_items(num_items, recipe)
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator | None) -> None:
@@ -99,7 +99,7 @@ class NeuMF(GradientModel):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
-        bound = math.sqrt(3 / (width + self.recipe.mlp_layers[-1]))
+        bound = math.sqrt(3 / (self.recipe.gmf_dim + self.recipe.mlp_layers[-1]))
         if self.gmf_output is not None:
             nn.init.uniform_(self.gmf_output, -bound, bound, generator=generator)
         nn.init.uniform_(self.mlp_output, -bound, bound, generator=generator)
@@ -216,6 +216,12 @@ class RecentItems(nn.Module):
         return (means_BKD * self.gate).sum(dim=1), to_hidden
 
 
+def _recent_items(num_items: int, recipe: NeuMFRecipe | MLPRecipe) -> RecentItems | None:
+    if isinstance(recipe, MLPRecipe) or not recipe.recent_items:
+        return None
+    return RecentItems(num_items, recipe.mlp_layers[0], recipe)
+
+
 def _mean_weights(length: int, half_lives: Sequence[float]) -> Tensor:
     """Returns the weights of n known items, n = 0..L, float32[L + 1, K, L]: they sum to 1, or are 0 where n = 0."""
     ages = torch.arange(length)
@@ -227,7 +233,7 @@ def _mean_weights(length: int, half_lives: Sequence[float]) -> Tensor:
 
 def build(prepared: PreparedSet, recipe: Recipe) -> NeuMF:
     """Returns an untrained NeuMF for a prepared set."""
-    assert isinstance(recipe.model, NeuMFRecipe)
+    assert isinstance(recipe.model, NeuMFRecipe | MLPRecipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = prepared.manifest
     model = NeuMF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
@@ -250,11 +256,11 @@ def _read_latest_items(prepared: PreparedSet, length: int) -> Int32s:
 def load(header: Header, arrays: Arrays) -> TrainedNeuMF:
     """Reads a trained NeuMF back."""
     weights = {name: torch.from_numpy(values) for name, values in arrays.items() if name != LATEST_ITEMS}
-    recipe = NeuMFRecipe.model_validate(header["recipe"])
+    recipe = (MLPRecipe if header["name"] == "mlp" else NeuMFRecipe).model_validate(header["recipe"])
     with torch.device("meta"):
         network = NeuMF(int(header["num_users"]), int(header["num_items"]), recipe)
     if network.recent is not None:
-        network.recent = RecentItems(network.num_items, recipe.mlp_layers[0], recipe)  # its buffer is not in the file
+        network.recent = _recent_items(network.num_items, recipe)  # its buffer is not in the file
         network.latest_items = arrays[LATEST_ITEMS]
     network.load_state_dict(weights, assign=True)
     return TrainedNeuMF(network)

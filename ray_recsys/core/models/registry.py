@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_recsys.core.models import ease, ials, item_knn, mf, neumf, popularity, user_knn
+from ray_recsys.core.models import ease, ials, item_knn, lightgcn, mf, neumf, popularity, user_knn
 from ray_recsys.core.models.contract import Build, Fit, Model
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, read_model_header
 from ray_recsys.errors import IntegrityError, SchemaVersionError
@@ -32,7 +32,9 @@ MODELS: dict[str, ModelSpec] = {
     "ials": ModelSpec("iALS", ials.load, fit=ials.fit),
     "mf": ModelSpec("MF", mf.load, build=mf.build),
     "gmf": ModelSpec("GMF", mf.load, build=mf.build),
+    "mlp": ModelSpec("MLP", neumf.load, build=neumf.build),
     "neumf": ModelSpec("NeuMF", neumf.load, build=neumf.build),
+    "lightgcn": ModelSpec("LightGCN", lightgcn.load, build=lightgcn.build),
 }
 
 

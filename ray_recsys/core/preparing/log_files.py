@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from ray_recsys.errors import DataError
 
-Format = Literal["parquet", "csv", "tsv", "movielens", "jsonl"]
+Format = Literal["parquet", "csv", "tsv", "movielens", "jsonl", "user_lines"]
 _ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -38,6 +38,8 @@ class LogFile:
     bytes: int
     version: str
     """Time of the last modification in nanoseconds; empty where the filesystem has none."""
+    is_test: bool = False
+    """Whether its rows are the test; only with a given split."""
 
 
 def list_log_files(inputs: Sequence[str], file_format: Format | Literal["auto"]) -> list[LogFile]:

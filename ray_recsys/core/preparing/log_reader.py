@@ -69,7 +69,8 @@ def iter_blocks(chunk: LogChunk, recipe: InputRecipe) -> Iterator[LogBlock]:
 
 def _chunks_of(file: LogFile, recipe: InputRecipe) -> list[LogChunk]:
     if file.format != "parquet":
-        layout = text_layout(file, recipe, MOVIELENS_COLUMNS)
+        is_pairs = file.format == "user_lines"
+        layout = text_layout(file, recipe, (recipe.user_column, recipe.item_column) if is_pairs else MOVIELENS_COLUMNS)
         _check_columns(file, recipe, layout.column_names)
         if file.compression:
             return [LogChunk(file, 0, None, layout)]

@@ -1,4 +1,4 @@
-"""Blocks of text lines as tables of strings: CSV, TSV, MovieLens `::` and JSON lines; no malformed line is lost.
+"""Blocks of text lines as tables of strings: CSV, TSV, MovieLens `::`, JSON and user lines; no malformed line is lost.
 
 A record is a line, so that reading can start at any byte: a quoted field that contains a line break becomes two
 malformed rows (convert such a log to Parquet first). The fast path is pyarrow's; a block that it cannot account for
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -22,7 +23,8 @@ from ray_recsys.core.preparing.log_files import Format, LogFile, iter_line_block
 from ray_recsys.errors import DataError
 
 _UNIT_SEPARATOR = "\x1f"  # stands for a separator of two characters
-_SEPARATORS: dict[Format, str] = {"csv": ",", "tsv": "\t", "movielens": "::"}
+_SEPARATORS: dict[Format, str] = {"csv": ",", "tsv": "\t", "movielens": "::", "user_lines": ""}
+_HEADERLESS: tuple[Format, ...] = ("movielens", "user_lines")
 _EXACT_BELOW = 2.0**53
 
 
@@ -51,7 +53,7 @@ def text_layout(file: LogFile, file_format: FileFormat, default_names: Sequence[
     Args:
         file: A text file.
         file_format: How the recipe says that it is written.
-        default_names: Columns of a MovieLens file, which has no header, unless the recipe names them.
+        default_names: Columns of a file without header (MovieLens, lines of users), unless the recipe names them.
 
     Raises:
         DataError: The file cannot be read, or its encoding does not end lines with a single byte.
@@ -62,7 +64,7 @@ def text_layout(file: LogFile, file_format: FileFormat, default_names: Sequence[
             remedy="convert the file to utf8",
         )
     separator = file_format.separator or _SEPARATORS.get(file.format, ",")
-    names = file_format.column_names or (tuple(default_names) if file.format == "movielens" else ())
+    names = file_format.column_names or (tuple(default_names) if file.format in _HEADERLESS else ())
     has_header = file.format != "jsonl" and not names
     if file.format == "jsonl":
         names = _json_names(file)
@@ -84,7 +86,12 @@ def parse_block(data: bytes, layout: TextLayout, columns: Sequence[str], *, is_f
     if is_first and layout.has_header:
         data = data.partition(b"\n")[2]
     text, undecodable = _to_utf8(data, layout.encoding)
-    block = _parse_json(text, columns) if layout.format == "jsonl" else _parse_separated(text, layout, columns)
+    if layout.format == "jsonl":
+        block = _parse_json(text, columns)
+    elif layout.format == "user_lines":
+        block = TextBlock(_parse_user_lines(text, layout).select(columns), [])
+    else:
+        block = _parse_separated(text, layout, columns)
     return TextBlock(block.table, undecodable + block.malformed)
 
 
@@ -163,6 +170,27 @@ def _parse_separated_slowly(
 
 def _fields(line: str, separator: str, is_quoted: bool) -> list[str]:
     return next(csv.reader([line], delimiter=separator, strict=True)) if is_quoted else line.split(separator)
+
+
+def _parse_user_lines(data: bytes, layout: TextLayout) -> pa.Table:
+    """Returns the pairs of lines `user item item ...`; a user without items is a pair without an item."""
+    lines = pc.utf8_trim_whitespace(pa.array(data.decode().split("\n"), pa.string()))
+    lines = lines.filter(pc.not_equal(lines, ""))
+    split = pc.split_pattern(lines, layout.separator) if layout.separator else pc.utf8_split_whitespace(lines)
+    fields, starts = split.flatten(), split.offsets.to_numpy()[:-1]
+    lengths = np.diff(split.offsets.to_numpy())
+    is_user = np.zeros(len(fields), np.bool_)
+    is_user[starts] = True
+    is_pair = ~is_user
+    is_pair[starts[lengths == 1]] = True
+    items = pa.array(np.flatnonzero(is_pair), mask=is_user[is_pair])
+    users = pa.array(np.repeat(starts, np.maximum(lengths - 1, 1)))
+    columns = [_empty_to_null(fields.take(rows)) for rows in (users, items)]
+    return pa.table(dict(zip(layout.column_names, columns, strict=True)))
+
+
+def _empty_to_null(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
 def _parse_json(data: bytes, columns: Sequence[str]) -> TextBlock:

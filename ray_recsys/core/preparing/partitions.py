@@ -21,7 +21,15 @@ from ray_recsys.core.executor import Executor, map_in_order
 from ray_recsys.core.files import read_arrow, write_array, write_arrow
 from ray_recsys.core.preparing.checking import MAX_EXAMPLES, DropLog, Example, IdKind, cast_ids
 from ray_recsys.core.preparing.items import ITEM_IDS, ItemCodes
-from ray_recsys.core.preparing.rows import UserRows, deduplicate, filter_rows, in_time_order, read_rows, write_rows
+from ray_recsys.core.preparing.rows import (
+    TRAINING,
+    UserRows,
+    deduplicate,
+    filter_rows,
+    in_time_order,
+    read_rows,
+    write_rows,
+)
 from ray_recsys.core.preparing.splits import global_time, leave_one_out, random_per_user
 from ray_recsys.core.preparing.staging import hash_ids
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
@@ -138,6 +146,8 @@ def gather(plan: PartitionPlan, partition: int, *, is_last: bool) -> StepReport:
         rows = replace(rows, label=global_time(rows.time, *plan.cuts))
     rows, duplicates = deduplicate(rows, plan.rules.deduplicate)
     dropped = dict(duplicates)
+    if plan.split.method == "given" and "repeated_after_cut" in dropped:
+        dropped["test_pair_in_training"] = dropped.pop("repeated_after_cut")
     if plan.rules.min_rating is not None and rows.rating is not None:
         is_low = rows.rating < plan.rules.min_rating
         dropped["below_min_rating"] = rows.take(is_low)
@@ -196,6 +206,7 @@ def _collect(plan: PartitionPlan, partition: int) -> tuple[UserRows, pa.Array]:
         item=columns["item"],
         time=time_us if time_us is None or plan.time_unit_us == 1 else time_us // plan.time_unit_us,
         rating=columns.get("rating"),
+        label=columns.get("label"),
     ), user_ids
 
 
@@ -226,7 +237,7 @@ def _finish_step(
     plan: PartitionPlan, partition: int, step: int, rows: UserRows, dropped: Mapping[str, UserRows], *, is_last: bool
 ) -> StepReport:
     folder, user_ids = plan.folder(partition), plan.read_users(partition)
-    if is_last and rows.label is None:
+    if is_last and (rows.label is None or plan.split.method == "given"):
         rows = replace(rows, label=_split(plan, rows, user_ids))
     write_rows(rows, folder / f"rows-{step}.arrow")
     is_training = rows.is_training()
@@ -247,11 +258,23 @@ def _split(plan: PartitionPlan, rows: UserRows, user_ids: pa.Array) -> npt.NDArr
     lengths = np.bincount(rows.user, minlength=len(user_ids))
     if plan.split.method == "leave_one_out":
         return leave_one_out(lengths)
+    if plan.split.method == "given":
+        labels = np.zeros(len(rows), np.int8) if rows.label is None else np.array(rows.label, np.int8)
+        is_open = labels == TRAINING
+        labels[is_open] = _random(
+            plan, rows.take(is_open), user_ids, plan.split.model_copy(update={"test_fraction": 0})
+        )
+        return labels
+    return _random(plan, rows, user_ids, plan.split)
+
+
+def _random(plan: PartitionPlan, rows: UserRows, user_ids: pa.Array, split: SplitRecipe) -> npt.NDArray[np.int8]:
+    lengths = np.bincount(rows.user, minlength=len(user_ids))
     item_ids = read_arrow(plan.staging / ITEM_IDS)["id"].combine_chunks()
     items, inverse = np.unique(rows.item, return_inverse=True)
     item_hash = hash_ids(item_ids.take(pa.array(items)))[inverse]
     user_hash = hash_ids(user_ids)[rows.user] if len(rows) else np.zeros(0, np.uint64)
-    return random_per_user(lengths, user_hash, item_hash, plan.split, plan.seed)
+    return random_per_user(lengths, user_hash, item_hash, split, plan.seed)
 
 
 def _item_counts(rows: UserRows, is_training: Bools) -> Int64s:

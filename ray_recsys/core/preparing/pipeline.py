@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ray_recsys.core.preparing.partitions import PartitionPlan, settle_rows
 from ray_recsys.core.preparing.result import build_manifest, check_left, write_partitions
 from ray_recsys.core.preparing.splits import find_cuts
 from ray_recsys.core.preparing.staging import NUM_BUCKETS, StagedLog, partition_bounds, stage_log
-from ray_recsys.errors import ArtifactError
+from ray_recsys.errors import ArtifactError, DataError
 from ray_recsys.progress import Reporter, silent
 
 ROWS_PER_PARTITION = 1_000_000
@@ -54,6 +55,7 @@ def prepare(
     executor: Executor,
     *,
     items: str | None = None,
+    test: Sequence[str] = (),
     overwrite: bool = False,
     report: Reporter = silent,
 ) -> PreparedManifest:
@@ -65,6 +67,7 @@ def prepare(
         recipe: Its sections input, items, prepare and split, and its seed, are used.
         executor: Runs the tasks.
         items: Side file of titles and categories.
+        test: Files of the test interactions, for split.method = "given" alone.
         overwrite: Whether an existing prepared set is replaced.
         report: Told of every step.
 
@@ -72,7 +75,7 @@ def prepare(
         DataError: The log or the side file cannot be used, or too little is left of it.
         ArtifactError: `output` holds something else.
     """
-    files = list_log_files(inputs, recipe.input.format)
+    files = [*list_log_files(inputs, recipe.input.format), *_test_files(test, recipe)]
     side_files = list_log_files([items], recipe.items.format) if items is not None else []
     identity = fingerprint(files, side_files, recipe)
     if not overwrite and (finished := _finished(output, identity, recipe)) is not None:
@@ -87,6 +90,15 @@ def prepare(
         manifest = _write(directory, chunks, side, recipe, executor, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
+
+
+def _test_files(test: Sequence[str], recipe: Recipe) -> list[LogFile]:
+    if (recipe.split.method == "given") != bool(test):
+        raise DataError(
+            f"split.method = {recipe.split.method!r} with {len(test)} test files",
+            remedy="give --test FILE with split.method = 'given', and only with it",
+        )
+    return [replace(file, is_test=True) for file in list_log_files(test, recipe.input.format)] if test else []
 
 
 def _finished(output: Path, identity: str, recipe: Recipe) -> PreparedManifest | None:
@@ -202,6 +214,8 @@ def fingerprint(files: Sequence[LogFile], side_files: Sequence[LogFile], recipe:
         "side_files": [[file.uri, file.format, file.bytes, file.version] for file in side_files],
         "recipe": _relevant(recipe),
     }
+    if test_files := [file.uri for file in files if file.is_test]:
+        identity["test_files"] = test_files
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -214,7 +228,7 @@ def describe_difference(manifest: PreparedManifest, recipe: Recipe) -> str:
 
 def _relevant(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json", include={*_SECTIONS})
-    return {"seed": recipe.seed if recipe.split.method == "random_per_user" else None, **sections}
+    return {"seed": recipe.seed if recipe.split.method in ("random_per_user", "given") else None, **sections}
 
 
 def _flat(relevant: dict[str, Any]) -> dict[str, Any]:

@@ -171,14 +171,14 @@ def build_manifest(
 
 
 def _describe_split(plan: PartitionPlan, settled: SettledRows, written: Sequence[WriteReport]) -> dict[str, Any]:
-    is_time_cut = plan.split.method == "global_time"
+    is_split_first = plan.split.method in ("global_time", "given")
     training, held_out = settled.item_counts
     described: dict[str, Any] = {
         "method": plan.split.method,
         "ties_in_time": "by item id",
         "time_unit_us": plan.time_unit_us,
         "fitted_on": {
-            "filters": "training interactions" if is_time_cut else "all interactions, before the split",
+            "filters": "training interactions" if is_split_first else "all interactions, before the split",
             "vocabulary": "training interactions",
             "counts": "training interactions",
         },

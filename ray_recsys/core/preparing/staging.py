@@ -30,6 +30,7 @@ from ray_recsys.core.preparing.checking import (
     merge_kinds,
 )
 from ray_recsys.core.preparing.log_reader import LogBlock, LogChunk, iter_blocks
+from ray_recsys.core.preparing.rows import TEST, TRAINING
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 
 NUM_BUCKETS = 4096
@@ -99,11 +100,14 @@ def stage_log(chunks: Sequence[LogChunk], recipe: InputRecipe, staging: Path, ex
 def stage_chunk(chunks: Sequence[LogChunk], recipe: InputRecipe, staging: Path, number: int) -> StagedLog:
     """Reads, checks and stages one chunk; its number is part of the names of its blocks."""
     chunk, parts = chunks[number], []
+    label = None
+    if any(other.file.is_test for other in chunks):
+        label = TEST if chunk.file.is_test else TRAINING
     for position, block in enumerate(iter_blocks(chunk, recipe)):
         checked = _check(block, chunk, recipe)
         if len(checked):
             name = f"block-{number:06d}-{position:04d}"
-            stage_block(checked, staging / name)
+            stage_block(checked, staging / name, label)
             parts.append(StagedLog.of_block(name, checked))
         else:
             parts.append(StagedLog(rows_in=checked.drops.total, drops=checked.drops))
@@ -122,8 +126,8 @@ def _time_unit_us(times: Int64s) -> int:
     return next(unit for unit in _TIME_UNITS_US if unit == 1 or not (times % unit).any())
 
 
-def stage_block(rows: CheckedRows, directory: Path) -> None:
-    """Writes a block in order of its users' buckets."""
+def stage_block(rows: CheckedRows, directory: Path, label: int | None = None) -> None:
+    """Writes a block in order of its users' buckets, with the label of its rows if the split is given."""
     users, user_starts = _in_bucket_order(rows.users)
     codes = users.codes.astype(np.uint16 if len(users.dictionary) <= 1 << 16 else np.uint32)
     row_buckets = np.repeat(np.arange(NUM_BUCKETS, dtype=np.uint16), np.diff(user_starts))[codes]
@@ -133,6 +137,8 @@ def stage_block(rows: CheckedRows, directory: Path) -> None:
         columns["time_us"] = rows.time_us[order]
     if rows.rating is not None:
         columns["rating"] = rows.rating[order]
+    if label is not None:
+        columns["label"] = np.full(len(order), label, np.int8)
     directory.mkdir(exist_ok=True)
     write_arrow(pa.table({name: pa.array(values) for name, values in columns.items()}), directory / "rows.arrow")
     write_arrow(pa.table({"id": users.dictionary}), directory / "users.arrow")

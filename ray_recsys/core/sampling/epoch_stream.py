@@ -63,18 +63,23 @@ class EpochStream:
         self._empty = _empty_samples(recipe)
         self._ahead: tuple[int, Prefetched[WindowSamples]] | None = None
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yields the batches of an epoch, counted from 1: equally many on every worker, empty ones included."""
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch from a step on: equally many on every worker, empty ones included.
+
+        Args:
+            epoch: Counted from 1.
+            first_step: Counted from 0; windows that end before it are not read.
+        """
         plan = self.plan
-        if not plan.num_steps:
+        if first_step >= plan.num_steps:
             return
         steps_per_chunk = max(1, _CHUNK * plan.num_steps // max(1, plan.sizes[plan.rank]))
-        first_steps = range(0, plan.num_steps, steps_per_chunk)
-        chunks = Prefetched(self._chunks(epoch, first_steps), _CHUNKS_AHEAD)
+        chunk_starts = range(first_step, plan.num_steps, steps_per_chunk)
+        chunks = Prefetched(self._chunks(epoch, chunk_starts), _CHUNKS_AHEAD)
         try:
-            for first_step, chunk in zip(first_steps, chunks, strict=True):
-                for step in range(first_step, min(first_step + steps_per_chunk, plan.num_steps)):
-                    bounds = plan.cuts[step : step + 2] - plan.cuts[first_step]
+            for start, chunk in zip(chunk_starts, chunks, strict=True):
+                for step in range(start, min(start + steps_per_chunk, plan.num_steps)):
+                    bounds = plan.cuts[step : step + 2] - plan.cuts[start]
                     part = chunk.take(slice(*bounds))
                     global_batch_size = int(plan.global_batch_sizes[step])
                     yield Batch(part.user_idx, part.item_idx, part.weight, part.rating, global_batch_size, part.recent)
@@ -87,14 +92,14 @@ class EpochStream:
             self._ahead[1].close()
             self._ahead = None
 
-    def _chunks(self, epoch: int, first_steps: range) -> Iterator[Samples]:
-        """Yields the samples of `first_steps.step` steps at a time."""
+    def _chunks(self, epoch: int, starts: range) -> Iterator[Samples]:
+        """Yields the samples of `starts.step` steps at a time."""
         cuts, num_steps = self.plan.cuts, self.plan.num_steps
-        windows = self._windows(epoch)
+        windows = self._windows(epoch, int(cuts[starts.start]))
         window, samples = next(windows, (None, None))
         try:
-            for step in first_steps:
-                begin, end = int(cuts[step]), int(cuts[min(step + first_steps.step, num_steps)])
+            for step in starts:
+                begin, end = int(cuts[step]), int(cuts[min(step + starts.step, num_steps)])
                 parts = []
                 while begin < end:
                     assert window is not None
@@ -109,10 +114,10 @@ class EpochStream:
         finally:
             windows.close()
 
-    def _windows(self, epoch: int) -> Generator[tuple[Window, WindowSamples], None, None]:
-        """Yields the epoch's windows with their samples; prefetches the next epoch while the last one is used."""
-        windows = self.plan.windows(epoch)
-        samples_of_each = self._open(epoch, windows)
+    def _windows(self, epoch: int, begin: int) -> Generator[tuple[Window, WindowSamples], None, None]:
+        """Yields windows with their samples, from the one with position `begin`; prefetches the next epoch."""
+        windows = [window for window in self.plan.windows(epoch) if window.end > begin]
+        samples_of_each = self._open(epoch, windows, is_whole=begin == 0)
         try:
             for number, (window, samples) in enumerate(zip(windows, samples_of_each, strict=False), start=1):
                 if number == len(windows) and epoch < self._last_epoch:
@@ -121,10 +126,10 @@ class EpochStream:
         finally:
             samples_of_each.close()
 
-    def _open(self, epoch: int, windows: list[Window]) -> "Prefetched[WindowSamples]":
+    def _open(self, epoch: int, windows: list[Window], *, is_whole: bool) -> "Prefetched[WindowSamples]":
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            if ahead[0] == epoch:
+            if ahead[0] == epoch and is_whole:
                 return ahead[1]
             ahead[1].close()
         return Prefetched(self._read(epoch, windows), 1)

@@ -6,12 +6,17 @@ model/                   the trained model: of the best epoch on validation, or 
 last/                    checkpoint of the last epoch (only of models trained by gradient descent)
 curves.csv               one line per epoch (likewise)
 manifest.json            best epoch, its metrics, size and sha256 of every file above
-ray/                     Ray Train's storage, while the run is unfinished
+ray/                     Ray Train's storage, with the checkpoints, while the run is unfinished
+.lease                   the process that trains the run, while it is unfinished
 """
 
 import datetime as dt
+import fcntl
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -35,8 +40,12 @@ MODEL = "model"
 LAST = "last"
 RAY_STORAGE = "ray"
 
+LEASE = ".lease"
+
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
+_FREE_KEYS = ("train.checkpoint_every_s",)
+"""Keys of these sections that may change too."""
 
 
 class RunStart(BaseModel):
@@ -165,6 +174,32 @@ def start_run(path: Path, start: RunStart) -> None:
     staging.rename(path / STARTED)
 
 
+@contextmanager
+def leased(path: Path) -> Iterator[None]:
+    """Keeps a run to one process at a time; a killed one no longer holds it.
+
+    Raises:
+        ArtifactError: Another process is training it; names the process.
+    """
+    with (path / LEASE).open("a+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ArtifactError(
+                f"{path} is being trained by {file.read() or 'another process'}",
+                remedy="wait until it ends, or end it, before you resume the run",
+            ) from None
+        except OSError:
+            pass  # a file system without locks: nothing can be told about other processes
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        if not is_unfinished(path):
+            (path / LEASE).unlink(missing_ok=True)
+
+
 def read_start(path: Path) -> RunStart:
     """Returns what an unfinished run started with.
 
@@ -204,7 +239,7 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
     different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
     for section in _SECTIONS:
         old, new = (getattr(recipe, section).model_dump() for recipe in (before, now))
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and f"{section}.{key}" not in _FREE_KEYS]
         different += [f"{section}.{key} = {old.get(key)}, now {new.get(key)}" for key in keys]
     return different
 
@@ -222,5 +257,5 @@ def finish_run(
         refit=refit,
     )
     body = manifest.model_dump(mode="json")
-    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE,))
+    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE, LEASE))
     return manifest

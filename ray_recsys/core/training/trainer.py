@@ -1,7 +1,6 @@
 """One training run's state and its steps: model, optimizer, learning-rate warm-up, early stopping."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from ray_recsys.config import TrainRecipe
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.errors import StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +47,26 @@ class EpochRecord:
     validate_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class PartialEpoch:
+    """What an epoch's first steps came to, over all workers."""
+
+    num_steps: int = 0
+    loss_sum: float = 0.0
+    """Of loss × global batch size."""
+    num_pairs: int = 0
+    num_positives: int = 0
+    train_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Progress:
     """The epochs and steps that a run has behind it."""
 
     records: list[EpochRecord] = field(default_factory=list)
     num_steps: int = 0
+    partial: PartialEpoch = PartialEpoch()
+    """Of the epoch after the last record."""
     best_epoch: int = 0
     """The first epoch with the best validation; without any validation, the last epoch. 0: none yet."""
 
@@ -111,46 +123,16 @@ class Trainer:
             return False
         return progress.num_epochs - progress.best_epoch >= patience
 
-    def run_epoch(self, batches: Iterable[Batch]) -> tuple[float, int, int]:
-        """Steps through an epoch's batches.
+    def step(self, batch: Batch) -> Tensor:
+        """Makes one optimizer step; returns this worker's share of the loss, on the device.
 
-        Returns:
-            This worker's sum over steps of loss × global batch size, its number of pairs, and the epoch's positives
-            over all workers. The sums of the first over workers, divided by the last, are the mean loss.
+        A step may have no positives on any worker, where a batch is smaller than the number of workers; it is skipped.
         """
-        self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        num_pairs = num_positives = 0
-        for batch in batches:
-            total += self._step(batch) * batch.global_batch_size
-            num_pairs += batch.item_idx.size
-            num_positives += batch.global_batch_size
-        return float(total), num_pairs, num_positives
-
-    def check_loss(self, epoch: int, loss: float) -> None:
-        """Checks an epoch's mean loss over all workers.
-
-        Raises:
-            StageError: It is not finite.
-        """
-        if not math.isfinite(loss):
-            raise StageError(
-                f"training diverged: loss {loss} in epoch {epoch} (step {self.progress.num_steps})",
-                remedy=f"lower train.learning_rate ({self.recipe.learning_rate})",
-            )
-
-    def finish_epoch(self, record: EpochRecord) -> bool:
-        """Records an epoch; returns whether it is the best so far."""
-        progress, label = self.progress, self.metric.label
-        progress.records.append(record)
-        best, value = progress.best_metrics.get(label), record.metrics.get(label)
-        if best is None or (value is not None and self.metric.is_better(value, best)):
-            progress.best_epoch = record.epoch
-        return progress.best_epoch == record.epoch
-
-    def _step(self, batch: Batch) -> Tensor:
+        if not batch.global_batch_size:
+            self.progress.num_steps += 1
+            return torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self.learning_rate(self.progress.num_steps)
         self.optimizer.zero_grad()
         loss: Tensor = self._loss(self._to_device(batch))
         torch.autograd.backward(loss)
@@ -158,13 +140,23 @@ class Trainer:
         self.progress.num_steps += 1
         return loss.detach()
 
-    def _learning_rate(self) -> float:
-        """Returns the rate of the next step."""
-        step, recipe = self.progress.num_steps, self.recipe
+    def learning_rate(self, step: int) -> float:
+        """Returns the rate of a step, counted from 0 over the whole run."""
+        recipe = self.recipe
         rate = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
         if recipe.learning_rate_schedule == "linear":
             rate *= max(0.0, 1 - step / self._num_steps)
         return rate
+
+    def finish_epoch(self, record: EpochRecord) -> bool:
+        """Records an epoch; returns whether it is the best so far."""
+        progress, label = self.progress, self.metric.label
+        progress.records.append(record)
+        progress.partial = PartialEpoch()
+        best, value = progress.best_metrics.get(label), record.metrics.get(label)
+        if best is None or (value is not None and self.metric.is_better(value, best)):
+            progress.best_epoch = record.epoch
+        return progress.best_epoch == record.epoch
 
     def _to_device(self, batch: Batch) -> TensorBatch:
         rating = None if batch.rating is None else self._tensor(batch.rating)

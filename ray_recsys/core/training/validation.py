@@ -7,15 +7,13 @@ from typing import Self
 import numpy as np
 
 from ray_recsys.config import EvaluateRecipe, Recipe
-from ray_recsys.core.arrays import Bools, Int64s
-from ray_recsys.core.counter_random import derive_key, derive_keys
+from ray_recsys.core.arrays import Bools
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.evaluation.protocols import evaluate_users
+from ray_recsys.core.evaluation.user_sample import choose_users
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.prepared import PreparedSet
-
-_CHOICE = 5  # separates the choice of users from other random numbers under the same seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Validation:
         kept = []
         for partition in range(rank, len(prepared.manifest.partitions), world_size):
             histories = prepared.read_partition(partition)
-            is_chosen = _choose(histories.user_idx, share, recipe.seed) & (histories.validation.lengths > 0)
+            is_chosen = choose_users(histories.user_idx, share, recipe.seed) & (histories.validation.lengths > 0)
             if is_chosen.any():
                 kept.append(_only(histories, is_chosen))
         return cls(kept, recipe.evaluate.users_per_batch, recipe.seed, recipe.train.objective == "explicit")
@@ -59,12 +57,6 @@ class Validation:
             )
             for part in self.histories
         )
-
-
-def _choose(user_idx: Int64s, share: float, seed: int) -> Bools:
-    if share >= 1.0:
-        return np.ones(len(user_idx), np.bool_)
-    return derive_keys(derive_key(seed, _CHOICE), user_idx) < np.uint64(share * 2.0**64)
 
 
 def _only(histories: Histories, is_chosen: Bools) -> Histories:

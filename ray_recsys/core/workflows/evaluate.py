@@ -1,48 +1,89 @@
 """Evaluation of runs and bundles beside the baselines: every model on the same users and candidates.
 
-The users are divided into units that run as independent tasks; only metric sums come back.
+The users are divided into units that run as independent tasks (see `evaluation_units`).
 """
 
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.evaluation.baselines import Random
+from ray_recsys.core.evaluation.baselines import fit_mean_rating
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
 from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.evaluation.protocols import Split, evaluate_users, protocol_label
-from ray_recsys.core.executor import Executor, Shared
-from ray_recsys.core.histories import Histories
-from ray_recsys.core.models.contract import Scorer
-from ray_recsys.core.models.popularity import popularity_of
-from ray_recsys.core.models.registry import MODELS, load_model
-from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.evaluation.protocols import Split, protocol_label
+from ray_recsys.core.evaluation.rankings_file import rankings_schema
+from ray_recsys.core.evaluation.sums import Buckets, EvaluationSums, Frame
+from ray_recsys.core.evaluation.two_stage import TwoStageResult
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.prepared import ITEMS, PreparedSet
+from ray_recsys.core.table_files import check_ending, write_table_file
+from ray_recsys.core.workflows.evaluation_units import GivenLists, Scorers, SplitUsers, UnitResult, Work
 from ray_recsys.core.workflows.trained_model import TrainedModel
-from ray_recsys.errors import ArtifactError, EmptyDataError
+from ray_recsys.errors import ArtifactError, EmptyDataError, InputError
 from ray_recsys.progress import Reporter, silent
 
-_USERS_PER_UNIT = 1024
-_COLUMNS = ["user_idx", "item_idx", "validation_item_idx", "test_item_idx", "validation_rating", "test_rating"]
+
+class BucketMetrics(BaseModel):
+    """Metrics over the users, or over the held-out items, whose number of training interactions is in a range."""
+
+    model_config = ConfigDict(frozen=True)
+
+    training_interactions: str
+    """`<lowest>–<highest>`."""
+    count: int
+    """Users, or held-out items."""
+    metrics: dict[str, float]
+    standard_errors: dict[str, float]
+
+    @classmethod
+    def each(cls, buckets: Buckets, sums: Sequence[MetricSums]) -> tuple[Self, ...]:
+        """Returns the metrics of the buckets that have users."""
+        return tuple(
+            cls(
+                training_interactions=label,
+                count=part.num_users,
+                metrics=part.means(),
+                standard_errors=part.standard_errors(),
+            )
+            for label, part in zip(buckets.labels, sums, strict=False)
+            if part.num_users
+        )
 
 
 class ModelMetrics(BaseModel):
-    """One model's metrics, each with its standard error over users."""
+    """One model's metrics; those over users have a standard error, those of what is recommended have none."""
 
     model_config = ConfigDict(frozen=True)
 
     metrics: dict[str, float]
     standard_errors: dict[str, float]
+    by_activity: tuple[BucketMetrics, ...] = ()
+    """By the user's training interactions."""
+    by_popularity: tuple[BucketMetrics, ...] = ()
+    """By the held-out item's training interactions; each held-out item counts alone."""
+    two_stage: TwoStageResult | None = None
+    """If asked for, and never of a baseline."""
+
+    @classmethod
+    def of(cls, sums: EvaluationSums, frame: Frame | None, num_users: int, two_stage: MetricSums | None) -> Self:
+        """Returns the metrics of sums over at least one user."""
+        metrics = sums.total.means()
+        if frame is not None and sums.exposure is not None:
+            metrics |= sums.exposure.metrics(frame.item_counts, num_users)
+        return cls(
+            metrics=metrics,
+            standard_errors=sums.total.standard_errors(),
+            by_activity=() if frame is None else BucketMetrics.each(frame.activity, sums.by_activity),
+            by_popularity=() if frame is None else BucketMetrics.each(frame.popularity, sums.by_popularity),
+            two_stage=None if two_stage is None else TwoStageResult.of(two_stage),
+        )
 
 
 class UnknownCounts(BaseModel):
@@ -76,7 +117,9 @@ class EvaluationResult(BaseModel):
     protocol: str
     """full, sampled-<N>, or given (a file of candidates)."""
     num_users: int
-    """Users with held-out items."""
+    """Users evaluated."""
+    num_eligible_users: int
+    """Users with held-out items, from whom those evaluated were sampled if there are more; see `evaluate.max_users`."""
     num_held_out: int
     candidates_per_list: float
     """Mean over the lists."""
@@ -96,6 +139,9 @@ def evaluate(
     seed: int,
     split: Split = "test",
     candidates: Path | None = None,
+    output: Path | None = None,
+    two_stage: bool = False,
+    baselines: bool = True,
     report: Reporter = silent,
 ) -> EvaluationResult:
     """Returns the metrics of runs or bundles, of Popularity and of Random.
@@ -108,47 +154,100 @@ def evaluate(
         seed: Of sampled candidates and of the order of ties.
         split: Held-out items that are ranked.
         candidates: File of candidate lists (user_id, item_id, label), in place of the split and the protocol.
+        output: Parquet file of each user's ranks and top K to write; see `core.evaluation.rankings_file`.
+        two_stage: Also measure recall(N) → rerank of each model against reranking the whole catalogue.
+        baselines: Whether to evaluate Popularity and Random too, and the mean rating beside models of ratings.
         report: Progress.
 
     Raises:
         ArtifactError: A model or the data cannot be used, or they do not belong together.
         DataError: The candidate file cannot be used.
         EmptyDataError: No user has a held-out item.
+        InputError: `output` or `two_stage` with `candidates`.
         StageError: A score is NaN or infinite.
     """
     start_s = time.monotonic()
-    opened = [TrainedModel.open(path) for path in models]
-    for model in opened:
-        model.check_fits(prepared)
-        if model.refit and candidates is None:
-            raise ArtifactError(
-                f"{model.path} was refit on everything: it has seen the held-out items of {prepared.path}",
-                remedy="evaluate a run without train.refit, or give --candidates that it has not seen",
-            )
+    if candidates is not None and (output is not None or two_stage):
+        option = "--output" if output is not None else "--two-stage"
+        raise InputError(f"{option} and --candidates exclude each other", remedy="leave one of them out")
+    opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
-    scorers = Scorers(_labelled(opened), prepared, seed, executor.num_cpus)
+    scorers = _scorers(opened, prepared, executor, seed, baselines=baselines)
+    frame, lists = None, None
     if candidates is None:
-        work: Work = SplitUsers(prepared, recipe, split, seed, scorers)
+        frame = Frame.of(prepared, executor)
+        schema = None if output is None else _schema(prepared, recipe, split, seed)
+        work: Work = SplitUsers(prepared, recipe, split, seed, scorers, executor.share(frame), schema, two_stage)
     else:
         lists = CandidateLists.read(candidates, prepared)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
         report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
-    sums = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.path}", report)
-    first = next(iter(sums.values()), MetricSums())
+    stage = f"evaluating {', '.join(map(str, models))} on {prepared.path}"
+    total = _run(work, executor, stage, output, report)
+    return EvaluationResult(
+        split=split,
+        protocol=protocol_label(recipe) if candidates is None else "given",
+        models=_metrics(total, frame, prepared.manifest.num_users),
+        seconds=round(time.monotonic() - start_s, 3),
+        unknown=None if lists is None else UnknownCounts.of(lists),
+        **_sizes(total, prepared, split),
+    )
+
+
+def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, Any]:
+    """Returns how many users, held-out items and candidates were ranked: the same for every model."""
+    first = next(iter(total.sums.values())).total if total.sums else MetricSums()
     if not first.num_users:
         raise EmptyDataError(
             f"{prepared.path}: no user has held-out {split} items", remedy="choose another split, or prepare with one"
         )
-    return EvaluationResult(
-        split=split,
-        protocol=protocol_label(recipe) if candidates is None else "given",
-        num_users=first.num_users,
-        num_held_out=first.num_held_out,
-        candidates_per_list=first.num_candidates / first.num_lists,
-        models={name: ModelMetrics(metrics=s.means(), standard_errors=s.standard_errors()) for name, s in sums.items()},
-        seconds=round(time.monotonic() - start_s, 3),
-        unknown=None if candidates is None else UnknownCounts.of(lists),
-    )
+    return {
+        "num_users": first.num_users,
+        "num_eligible_users": total.num_eligible,
+        "num_held_out": first.num_held_out,
+        "candidates_per_list": first.num_candidates / first.num_lists,
+    }
+
+
+def _metrics(total: UnitResult, frame: Frame | None, num_training_users: int) -> dict[str, ModelMetrics]:
+    return {
+        label: ModelMetrics.of(sums, frame, num_training_users, total.two_stage.get(label))
+        for label, sums in total.sums.items()
+    }
+
+
+def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -> list[TrainedModel]:
+    opened = [TrainedModel.open(path) for path in models]
+    for model in opened:
+        model.check_fits(prepared)
+        if model.refit and not allow_refit:
+            raise ArtifactError(
+                f"{model.path} was refit on everything: it has seen the held-out items of {prepared.path}",
+                remedy="evaluate a run without train.refit, or give --candidates that it has not seen",
+            )
+    return opened
+
+
+def _scorers(
+    opened: Sequence[TrainedModel], prepared: PreparedSet, executor: Executor, seed: int, *, baselines: bool
+) -> Scorers:
+    mean_rating = None
+    if baselines and any(model.predicts_ratings for model in opened):
+        mean_rating = executor.share(fit_mean_rating(prepared, executor))
+    return Scorers(_labelled(opened), prepared, seed, executor.num_cpus, baselines, mean_rating)
+
+
+def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: int) -> pa.Schema:
+    user_id = pq.read_schema(prepared.partition_path(0)).field("user_id").type
+    item_id = pq.read_schema(prepared.path / ITEMS).field("item_id").type
+    facts: dict[str, object] = {
+        "protocol": protocol_label(recipe),
+        "split": split,
+        "seed": seed,
+        "ks": sorted(set(recipe.ks)),
+        "input_fingerprint": prepared.manifest.input_fingerprint,
+    }
+    return rankings_schema(user_id, item_id, facts)
 
 
 def _labelled(models: Sequence[TrainedModel]) -> dict[str, TrainedModel]:
@@ -158,132 +257,25 @@ def _labelled(models: Sequence[TrainedModel]) -> dict[str, TrainedModel]:
     return {label if labels.count(label) == 1 else f"{label} ({model.path.name})": model for label, model in pairs}
 
 
-Sums = dict[str, MetricSums]
-"""By label of the model."""
+def _run(work: Work, executor: Executor, stage: str, output: Path | None, report: Reporter) -> UnitResult:
+    """Returns the result over all users; with an output, units come in order and are written as they do."""
+    total = UnitResult()
 
+    def added(results: Iterable[UnitResult]) -> Iterator[pa.RecordBatch]:
+        nonlocal total
+        for result in results:
+            total = total + result
+            report(f"{next(iter(total.sums.values())).total.num_users:,} users ranked")
+            yield from result.rankings
 
-@dataclass(frozen=True)
-class Scorers:
-    """The models and baselines of an evaluation; a process loads them once."""
-
-    models: dict[str, TrainedModel]
-    prepared: PreparedSet
-    seed: int
-    num_tasks: int
-    """Tasks that run at once; each gets its share of a node's cores."""
-
-    def load(self) -> dict[str, Scorer]:
-        """Returns the scorers by label."""
-        # Ray leaves a worker process with the threads that its last task set.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_tasks))
-        counts, num_users = self.prepared.item_counts(), self.prepared.manifest.num_users
-        return {
-            **{label: _load(str(model.directory), model.version) for label, model in self.models.items()},
-            "Popularity": popularity_of(counts, num_users),
-            "Random": Random(len(counts), self.seed),
-        }
-
-    def predicts_ratings(self, label: str) -> bool:
-        """Whether a model's scores are ratings."""
-        return label in self.models and self.models[label].predicts_ratings
-
-
-@lru_cache(maxsize=4)
-def _load(directory: str, version: str) -> Scorer:  # noqa: ARG001 - tells models at one path apart
-    return load_model(Path(directory))
-
-
-class Work(Protocol):
-    """Users to evaluate, in units that may run anywhere in any order."""
-
-    @property
-    def num_units(self) -> int:
-        """Number of units."""
-        ...
-
-    def evaluate(self, unit: int) -> Sums:
-        """Returns the sums of a unit's users."""
-        ...
-
-
-@dataclass(frozen=True)
-class SplitUsers:
-    """All users of a prepared set; a unit is a range of a partition's users."""
-
-    prepared: PreparedSet
-    recipe: EvaluateRecipe
-    split: Split
-    seed: int
-    scorers: Scorers
-
-    @property
-    def num_units(self) -> int:
-        """Number of ranges."""
-        return len(self._ranges)
-
-    @cached_property
-    def _ranges(self) -> list[tuple[int, int]]:
-        """(partition, first row) of each unit."""
-        partitions = enumerate(self.prepared.manifest.partitions)
-        return [(number, row) for number, info in partitions for row in range(0, info.num_users, _USERS_PER_UNIT)]
-
-    def evaluate(self, unit: int) -> Sums:
-        """Returns the sums of a unit's users."""
-        partition, row = self._ranges[unit]
-        file = self.prepared.manifest.partitions[partition].file
-        table = _read_partition(self.prepared.path / file, self.prepared.files[file]["sha256"])
-        histories = Histories.from_table(table.slice(row, _USERS_PER_UNIT))
-        return {
-            label: evaluate_users(
-                scorer,
-                histories,
-                num_items=self.prepared.manifest.num_items,
-                recipe=self.recipe,
-                split=self.split,
-                seed=self.seed,
-                has_ratings=self.scorers.predicts_ratings(label),
-            )
-            for label, scorer in self.scorers.load().items()
-        }
-
-
-@lru_cache(maxsize=1)
-def _read_partition(path: Path, digest: str) -> pa.Table:  # noqa: ARG001 - tells files at one path apart
-    file = pq.ParquetFile(path)
-    present = set(file.schema_arrow.names)
-    return file.read(columns=[name for name in _COLUMNS if name in present])
-
-
-@dataclass(frozen=True)
-class GivenLists:
-    """Candidate lists of a file; a unit is a range of them."""
-
-    lists: Shared[CandidateLists]
-    num_lists: int
-    recipe: EvaluateRecipe
-    seed: int
-    scorers: Scorers
-
-    @property
-    def num_units(self) -> int:
-        """Number of ranges."""
-        return -(-self.num_lists // _USERS_PER_UNIT)
-
-    def evaluate(self, unit: int) -> Sums:
-        """Returns the sums of a unit's lists."""
-        given = self.lists.get()
-        start = unit * _USERS_PER_UNIT
-        numbers = np.arange(start, min(start + _USERS_PER_UNIT, self.num_lists))
-        scorers = self.scorers.load()
-        return {
-            label: given.evaluate(scorer, numbers, recipe=self.recipe, seed=self.seed)
-            for label, scorer in scorers.items()
-        }
-
-
-def _run(work: Work, executor: Executor, stage: str, report: Reporter) -> Sums:
-    total: Sums = {}
-    for sums in executor.map(work.evaluate, work.num_units, stage=stage):
-        total = {label: total.get(label, MetricSums()) + part for label, part in sums.items()}
-        report(f"{next(iter(total.values())).num_users:,} users ranked")
+    if output is None:
+        for _ in added(executor.map(work.evaluate, work.num_units, stage=stage)):
+            pass
+    else:
+        assert isinstance(work, SplitUsers)
+        assert work.rankings is not None
+        check_ending(output, (".parquet",))
+        units = executor.stream(work.evaluate, range(work.num_units), stage=stage)
+        num_rows = write_table_file(output, work.rankings, added(units))
+        report(f"{num_rows:,} rows written to {output}")
     return total

@@ -72,6 +72,12 @@ class TrainedModel:
         """Returns the model."""
         return load_model(self.directory)
 
+    @property
+    def recall_directory(self) -> Path | None:
+        """Files of the model that recalls, in a bundle that has one of its own; None: the model recalls for itself."""
+        directory = self.path / bundle.RECALL_MODEL
+        return directory if directory.is_dir() else None
+
     def check_fits(self, prepared: PreparedSet) -> None:
         """Checks that the model was trained on a prepared set: only then do indices mean the same.
 
