@@ -167,9 +167,8 @@ def evaluate(
         StageError: A score is NaN or infinite.
     """
     start_s = time.monotonic()
-    if candidates is not None and (output is not None or two_stage):
-        option = "--output" if output is not None else "--two-stage"
-        raise InputError(f"{option} and --candidates exclude each other", remedy="leave one of them out")
+    if candidates is not None:
+        _check_goes_with_candidates(output, two_stage=two_stage)
     opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
     scorers = _scorers(opened, prepared, executor, seed, baselines=baselines)
@@ -214,6 +213,12 @@ def _metrics(total: UnitResult, frame: Frame | None, num_training_users: int) ->
         label: ModelMetrics.of(sums, frame, num_training_users, total.two_stage.get(label))
         for label, sums in total.sums.items()
     }
+
+
+def _check_goes_with_candidates(output: Path | None, *, two_stage: bool) -> None:
+    if output is not None or two_stage:
+        option = "--output" if output is not None else "--two-stage"
+        raise InputError(f"{option} and --candidates exclude each other", remedy="leave one of them out")
 
 
 def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -> list[TrainedModel]:
