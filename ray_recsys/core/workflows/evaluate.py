@@ -181,8 +181,7 @@ def evaluate(
         lists = CandidateLists.read(candidates, prepared)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
         report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
-    stage = f"evaluating {', '.join(map(str, models))} on {prepared.path}"
-    total = _run(work, executor, stage, output, report)
+    total = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.path}", output, report)
     return EvaluationResult(
         split=split,
         protocol=protocol_label(recipe) if candidates is None else "given",
