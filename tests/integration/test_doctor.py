@@ -23,7 +23,7 @@ def test_a_ready_machine_passes_and_every_doubt_has_a_remedy() -> None:
     assert "4 CPUs" in found["ray"].detail
     assert found["a task"].detail.startswith("ran with ray_recsys ")
     assert found["trainers"].status == "ok"
-    assert (found["replicas"].status, found["replicas"].detail) == ("ok", "1 Serve replicas need 0.25 CPUs")
+    assert (found["replicas"].status, found["replicas"].detail) == ("ok", "2 Serve replicas need 0.5 CPUs")
 
 
 def test_what_the_recipe_asks_too_much_is_found() -> None:
@@ -39,7 +39,7 @@ def test_what_the_recipe_asks_too_much_is_found() -> None:
     assert found["trainers"].remedy.startswith("lower cluster.num_workers or cluster.cpus_per_worker")
     assert (found["replicas"].status, found["replicas"].detail) == (
         "fail",
-        "3 Serve replicas need 6 CPUs, the cluster has 4",
+        "4 Serve replicas need 8 CPUs, the cluster has 4",
     )
 
 
@@ -57,7 +57,7 @@ def test_what_is_missing_is_a_doubt_where_nodes_may_come() -> None:
     assert [check for check in checks if check.status == "fail"] == []
     assert (found["trainers"].status, found["replicas"].status) == ("warn", "warn")
     assert "64 train workers need 48 CPUs" in found["trainers"].detail
-    assert found["replicas"].detail == "1 Serve replicas need 99 CPUs, the cluster has 4"
+    assert found["replicas"].detail == "2 Serve replicas need 198 CPUs, the cluster has 4"
 
 
 def test_a_check_that_cannot_be_made_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
