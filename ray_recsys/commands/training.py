@@ -69,7 +69,7 @@ def tune(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> N
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", help="Held-out items to rank.")
 @recipe_option("--protocol", "evaluate.protocol", type=click.Choice(["full", "sampled"]), help="Candidates ranked.")
 @click.option("--candidates", type=INPUT, metavar="FILE", help="Ranks these: user_id, item_id, label.")
-@recipe_option("--max-users", "evaluate.max_users", type=click.IntRange(min=1), help="Evaluates a sample of about this many users.")
+@recipe_option("--max-users", "evaluate.max_users", type=click.IntRange(min=1), help="Evaluates about this many users.")
 @click.option("--output", type=OUTPUT, metavar="FILE.parquet", help="Writes each user's ranks and best items.")
 @click.option("--two-stage", is_flag=True, help="Measures recall of N candidates with rerank, for N = 50 to 1,000.")
 @takes_invocation
