@@ -285,7 +285,7 @@ def test_the_api_is_described_and_asked_without_the_internet(page: Page, address
     outside: list[str] = []
     page.on("request", lambda request: None if request.url.startswith(address) else outside.append(request.url))
     page.get_by_role("link", name="API docs").click()
-    expect(page.locator(".operation")).to_have_count(8)
+    expect(page.locator(".operation")).to_have_count(12)
     recommend = page.locator(".operation").first
     recommend.get_by_label("body").fill('{"user_id": "user-00003", "k": 3}')
     recommend.get_by_role("button", name="Send").click()
@@ -293,7 +293,7 @@ def test_the_api_is_described_and_asked_without_the_internet(page: Page, address
     expect(recommend.locator(".answer")).to_contain_text(re.compile(r"200 in [\d.]+ ms"))
     recommend.get_by_label("body").fill('{"k": 1000}')
     recommend.get_by_role("button", name="Send").click()
-    expect(recommend.locator(".answer")).to_contain_text('"limit": 100')
+    expect(recommend.locator(".answer")).to_contain_text('"limit": 500')
     seen = page.locator(".operation", has_text="/v1/users/{user_id}/seen")
     seen.locator("summary").click()
     seen.get_by_label("user_id").fill("user-00003")
