@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.arrays import Float32s, Int64s
+from ray_recsys.core.arrays import Float32s, Int64s, positions_of_rows
 from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of, top_k
 from ray_recsys.core.evaluation.rating_errors import RatingErrors
@@ -156,7 +156,7 @@ def unseen_batches(
         yield UserBatch(
             histories.first_user_idx + users,
             *items_of(held_out, users),
-            None if held_out.rating is None else held_out.rating[_positions(held_out, users)],
+            None if held_out.rating is None else held_out.rating[positions_of_rows(held_out.offsets, users)],
             *_seen_items(seen, users),
             num_items,
         )
@@ -229,18 +229,10 @@ def _batches(users: Int64s, size: int) -> Iterator[Int64s]:
         yield users[start : start + size]
 
 
-def _positions(part: Interactions, users: Int64s) -> Int64s:
-    """Returns the positions in a part of the interactions of some users."""
-    lengths = part.lengths[users]
-    starts = part.offsets[users] - (np.cumsum(lengths) - lengths)
-    positions: Int64s = np.arange(int(lengths.sum())) + np.repeat(starts, lengths)
-    return positions
-
-
 def items_of(part: Interactions, users: Int64s) -> tuple[Int64s, Int64s]:
     """Returns (row in `users` of each item's user, item) of the interactions of some users."""
     rows = np.repeat(np.arange(len(users)), part.lengths[users])
-    return rows, part.item_idx[_positions(part, users)].astype(np.int64)
+    return rows, part.item_idx[positions_of_rows(part.offsets, users)].astype(np.int64)
 
 
 def _seen_items(parts: list[Interactions], users: Int64s) -> tuple[Int64s, Int64s]:

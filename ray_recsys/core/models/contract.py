@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
+from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers, positions_of_rows
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
@@ -53,10 +53,9 @@ class SparseFactors:
         """Returns the factors of the given rows, in that order; a row may occur more than once."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
-        lengths = np.diff(self.offsets)[rows]
-        ends = np.cumsum(lengths)
-        positions = np.arange(int(lengths.sum())) + np.repeat(self.offsets[:-1][rows] - (ends - lengths), lengths)
-        return SparseFactors(np.concatenate([[0], ends]), self.idx[positions], self.weights[positions])
+        positions = positions_of_rows(self.offsets, rows)
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])])
+        return SparseFactors(offsets, self.idx[positions], self.weights[positions])
 
 
 UserFactors = DenseFactors | SparseFactors

@@ -14,13 +14,14 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 
 from ray_recsys.config import EASERecipe, Recipe
-from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers
+from ray_recsys.core.arrays import Float32s, Float64s
 from ray_recsys.core.executor import Executor
-from ray_recsys.core.models.contract import SparseFactors, UserFactors
-from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.contract import SparseFactors
+from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.item_to_item import ItemToItem
 from ray_recsys.core.models.neighbours import Neighbours, block_bounds, join_blocks, top_of_block
-from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
-from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
+from ray_recsys.core.models.sparse_rows import from_arrays, to_csr
+from ray_recsys.core.models.training_matrix import read_training_matrix, unweighted, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import InputError
 
@@ -28,8 +29,8 @@ _BYTES_PER_PAIR = 16  # of items: the matrix that is inverted in place in float6
 _BLOCK_ROWS = 256
 
 
-class EASE:
-    """A fitted model; a user's factors are the items of the history and their weights.
+class EASE(ItemToItem):
+    """A fitted model.
 
     Args:
         histories: Weighted training items of U users, oldest first.
@@ -38,33 +39,8 @@ class EASE:
     """
 
     def __init__(self, histories: SparseFactors, item_weights: Float32s, recipe: EASERecipe) -> None:
-        self._histories, self._item_weights, self._recipe = histories, item_weights, recipe
-
-    @property
-    def num_users(self) -> int:
-        """U."""
-        return len(self._histories)
-
-    @property
-    def num_items(self) -> int:
-        """I."""
-        return len(self._item_weights)
-
-    def users(self, user_idx: Int64s) -> SparseFactors:
-        """Returns the weighted histories of trained users."""
-        return self._histories.take(user_idx)
-
-    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
-        """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
-        return weigh_by_recency(one_history(history), self._recipe)
-
-    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
-        """Returns the sums of weights, float32[B, C]."""
-        assert isinstance(users, SparseFactors)
-        return weighted_rows(users, self._item_weights, item_idx)
-
-    def recall_space(self) -> None:
-        """Returns None: scores are no inner product of small vectors."""
+        super().__init__(histories, item_weights, recipe)
+        self._item_weights = item_weights
 
     def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:  # noqa: ARG002
         """Returns the items that an item adds most to: what a history of that item alone recommends."""
@@ -76,9 +52,7 @@ class EASE:
 
     def save(self, directory: Path) -> None:
         """Writes the histories, the item weights and the recipe."""
-        header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
-        arrays = {**to_arrays("histories", self._histories), "item_weights": self._item_weights}
-        save_model_files(directory, header, arrays)
+        self._save(directory, {"item_weights": self._item_weights})
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # noqa: ARG001
@@ -92,8 +66,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> EASE:  # n
     num_items = prepared.manifest.num_items
     _check_memory(num_items, recipe.model.max_memory_gb)
     histories = read_training_matrix(prepared, weight_by_repetition=recipe.model.weight_by_repetition)
-    binary = SparseFactors(histories.offsets, histories.idx, np.ones_like(histories.weights))
-    weights = item_weights(to_csr(binary, num_items), recipe.model.l2)
+    weights = item_weights(to_csr(unweighted(histories), num_items), recipe.model.l2)
     return EASE(weigh_by_recency(histories, recipe.model), weights, recipe.model)
 
 

@@ -23,9 +23,9 @@ from ray_recsys.config import IALSRecipe, Recipe
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.executor import Executor, Shared
-from ray_recsys.core.models.contract import DenseFactors, RecallSpace, SparseFactors, UserFactors
+from ray_recsys.core.models.contract import DenseFactors, SparseFactors, UserFactors
 from ray_recsys.core.models.files import Arrays, Header, save_model_files
-from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
+from ray_recsys.core.models.inner_product import InnerProduct
 from ray_recsys.core.models.sparse_rows import to_csr
 from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
@@ -34,7 +34,7 @@ BATCH_VALUES = 1 << 22  # gathered vectors of a batch of solves, float32: 16 MiB
 BLOCK_ENTRIES = 1 << 22  # interactions of a task, unless one row alone has more
 
 
-class IALS:
+class IALS(InnerProduct):
     """A fitted model.
 
     Args:
@@ -45,25 +45,12 @@ class IALS:
     """
 
     def __init__(self, user_vectors: Float32s, item_vectors: Float32s, gram: Float32s, recipe: IALSRecipe) -> None:
-        self._user_vectors, self._item_vectors, self._gram, self._recipe = user_vectors, item_vectors, gram, recipe
-
-    @property
-    def num_users(self) -> int:
-        """U."""
-        return len(self._user_vectors)
-
-    @property
-    def num_items(self) -> int:
-        """I."""
-        return len(self._item_vectors)
-
-    def users(self, user_idx: Int64s) -> DenseFactors:
-        """Returns the vectors of trained users."""
-        return DenseFactors(self._user_vectors[user_idx])
+        super().__init__(user_vectors, item_vectors)
+        self._gram, self._recipe = gram, recipe
 
     def fold_in(self, history: Int32s, user_idx: int | None = None) -> DenseFactors:  # noqa: ARG002 - contract
         """Returns the least-squares vector of a history; exactly a trained user's if it is that user's."""
-        side = Side(self._item_vectors, self._gram, self._recipe)
+        side = Side(self._items, self._gram, self._recipe)
         return DenseFactors(side.solve(weigh_by_recency(one_history(history), self._recipe)))
 
     def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
@@ -71,25 +58,17 @@ class IALS:
         assert isinstance(users, DenseFactors)
         # One product of vectors per score: a matrix product's rounding would depend on the shape of the call.
         if item_idx is None:
-            scores: Float32s = np.vecdot(users.values[:, None], self._item_vectors)
+            scores: Float32s = np.vecdot(users.values[:, None], self._items)
             return scores
         scores = np.empty(item_idx.shape, np.float32)
         for row, (user, items) in enumerate(zip(users.values, item_idx, strict=True)):
-            scores[row] = np.vecdot(user, self._item_vectors[items])
+            scores[row] = np.vecdot(user, self._items[items])
         return scores
-
-    def recall_space(self) -> RecallSpace:
-        """Returns the item vectors; a user's vector is the query."""
-        return RecallSpace(self._item_vectors)
-
-    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:
-        """Returns the most similar items by the cosine of their vectors."""
-        return nearest_by_cosine(self._item_vectors, num_neighbours, executor)
 
     def save(self, directory: Path) -> None:
         """Writes the vectors and the recipe."""
         header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
-        arrays = {"user_vectors": self._user_vectors, "item_vectors": self._item_vectors, "gram": self._gram}
+        arrays = {"user_vectors": self._users, "item_vectors": self._items, "gram": self._gram}
         save_model_files(directory, header, arrays)
 
 

@@ -33,7 +33,7 @@ class InnerProduct:
         """I."""
         return len(self._items)
 
-    def users(self, user_idx: Int64s) -> UserFactors:
+    def users(self, user_idx: Int64s) -> DenseFactors:
         """Returns the rows of trained users."""
         return DenseFactors(self._users[user_idx])
 
@@ -46,10 +46,10 @@ class InnerProduct:
         scores: Float32s = np.einsum("bw,bcw->bc", users.values, self._items[item_idx])
         return scores
 
-    def recall_space(self) -> RecallSpace | None:
+    def recall_space(self) -> RecallSpace:
         """Returns the item rows: the inner product is the score."""
         return RecallSpace(self._items)
 
-    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours | None:
+    def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:
         """Returns the items most similar by the cosine of their vectors."""
         return nearest_by_cosine(self._items[:, : self._items.shape[1] - self._num_constants], num_neighbours, executor)

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from ray_recsys.config import ItemKNNRecipe, Recipe
-from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
+from ray_recsys.core.arrays import ranks_in_rows
 from ray_recsys.core.executor import Executor
-from ray_recsys.core.models.contract import SparseFactors, UserFactors
-from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.contract import SparseFactors
+from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.item_to_item import ItemToItem
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.models.similarity import find_similar
-from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr, weighted_rows
-from ray_recsys.core.models.training_matrix import one_history, read_training_matrix, weigh_by_recency
+from ray_recsys.core.models.sparse_rows import from_arrays, to_arrays, to_csr
+from ray_recsys.core.models.training_matrix import read_training_matrix, unweighted, weigh_by_recency
 from ray_recsys.core.prepared import PreparedSet
 
 
-class ItemKNN:
-    """A fitted model; a user's factors are the items of the history and their weights.
+class ItemKNN(ItemToItem):
+    """A fitted model.
 
     Args:
         histories: Weighted training items of U users, oldest first.
@@ -34,34 +35,8 @@ class ItemKNN:
     """
 
     def __init__(self, histories: SparseFactors, similar: SparseFactors, recipe: ItemKNNRecipe) -> None:
-        self._histories, self._similar, self._recipe = histories, similar, recipe
-        self._items_similar_to = to_csr(similar, len(similar)).T.tocsr()
-
-    @property
-    def num_users(self) -> int:
-        """U."""
-        return len(self._histories)
-
-    @property
-    def num_items(self) -> int:
-        """I."""
-        return len(self._similar)
-
-    def users(self, user_idx: Int64s) -> SparseFactors:
-        """Returns the weighted histories of trained users."""
-        return self._histories.take(user_idx)
-
-    def fold_in(self, history: Int32s, user_idx: int | None = None) -> SparseFactors:  # noqa: ARG002 - contract
-        """Returns the history, weighted; exactly a trained user's factors if it is that user's."""
-        return weigh_by_recency(one_history(history), self._recipe)
-
-    def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
-        """Returns sums of similarities, float32[B, C]."""
-        assert isinstance(users, SparseFactors)
-        return weighted_rows(users, self._items_similar_to, item_idx)
-
-    def recall_space(self) -> None:
-        """Returns None: scores are no inner product of small vectors."""
+        super().__init__(histories, to_csr(similar, len(similar)).T.tocsr(), recipe)
+        self._similar = similar
 
     def neighbours(self, num_neighbours: int, executor: Executor) -> Neighbours:  # noqa: ARG002
         """Returns the most similar items by the similarity that scores use."""
@@ -69,9 +44,7 @@ class ItemKNN:
 
     def save(self, directory: Path) -> None:
         """Writes the histories, the similarities and the recipe."""
-        header = {"name": self._recipe.name, "recipe": self._recipe.model_dump(mode="json")}
-        arrays = to_arrays("histories", self._histories) | to_arrays("similar", self._similar)
-        save_model_files(directory, header, arrays)
+        self._save(directory, to_arrays("similar", self._similar))
 
 
 def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> ItemKNN:
@@ -82,8 +55,7 @@ def fit(prepared: PreparedSet, recipe: Recipe, executor: Executor) -> ItemKNN:
     """
     assert isinstance(recipe.model, ItemKNNRecipe)
     histories = read_training_matrix(prepared, weight_by_repetition=recipe.model.weight_by_repetition)
-    binary = SparseFactors(histories.offsets, histories.idx, np.ones_like(histories.weights))
-    items = to_csr(binary, prepared.manifest.num_items).T.tocsr()
+    items = to_csr(unweighted(histories), prepared.manifest.num_items).T.tocsr()
     similar = find_similar(items, recipe.model, executor)
     return ItemKNN(weigh_by_recency(histories, recipe.model), similar, recipe.model)
 
@@ -105,8 +77,8 @@ def _neighbours(similar: SparseFactors, num_neighbours: int) -> Neighbours:
     """
     num_items = len(similar)
     num_kept = min(num_neighbours, num_items - 1)
-    row_of = np.repeat(np.arange(num_items), np.diff(similar.offsets))
-    rank = np.arange(len(similar.idx)) - similar.offsets[row_of]
+    lengths = np.diff(similar.offsets)
+    row_of, rank = np.repeat(np.arange(num_items), lengths), ranks_in_rows(lengths)
     kept = rank < num_kept
     row_of, rank, idx = row_of[kept], rank[kept], similar.idx[kept]
     # Among the first num_kept + 1 items there are enough that are neither the item itself nor in its list.
@@ -115,9 +87,9 @@ def _neighbours(similar: SparseFactors, num_neighbours: int) -> Neighbours:
     is_low = idx <= num_kept
     is_taken[row_of[is_low], idx[is_low]] = True
     free = np.argsort(is_taken, axis=1, kind="stable")
-    lengths = np.bincount(row_of, minlength=num_items)[:, None]
     columns = np.arange(num_kept)
-    item_idx = np.take_along_axis(free, np.maximum(columns - lengths, 0), axis=1).astype(np.int32)
+    num_listed = np.minimum(lengths, num_kept)[:, None]
+    item_idx = np.take_along_axis(free, np.maximum(columns - num_listed, 0), axis=1).astype(np.int32)
     item_idx[row_of, rank] = idx
     scores = np.zeros((num_items, num_kept), np.float32)
     scores[row_of, rank] = similar.weights[kept]

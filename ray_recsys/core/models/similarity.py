@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ray_recsys.config import SimilarityRecipe
-from ray_recsys.core.arrays import Float32s, Float64s, Int64s
+from ray_recsys.core.arrays import Float32s, Float64s, Int64s, ranks_in_rows
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.models.contract import SparseFactors
 from ray_recsys.core.models.sparse_rows import concatenate
@@ -162,7 +162,6 @@ def _best_of_rows(row_of: Int64s, idx: Int64s, similarity: Float32s, *, num_rows
     key = (row_of.astype(np.uint64) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - similarity.view(np.uint32))
     order = np.argsort(key, kind="stable")
     lengths = np.bincount(row_of, minlength=num_rows)
-    rank = np.arange(len(row_of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    order = order[rank < num_kept]
+    order = order[ranks_in_rows(lengths) < num_kept]
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, num_kept))])
     return SparseFactors(offsets, idx[order].astype(np.int32), similarity[order])

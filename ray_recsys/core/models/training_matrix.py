@@ -6,7 +6,7 @@ Item-based and user-based CF, EASE and iALS are computed from it. Shapes: U user
 import numpy as np
 
 from ray_recsys.config import HistoryWeightsRecipe
-from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.core.arrays import Float32s, Int32s, entries_after
 from ray_recsys.core.histories import Interactions, interactions_from_table
 from ray_recsys.core.models.contract import SparseFactors
 from ray_recsys.core.prepared import PreparedSet
@@ -47,6 +47,11 @@ def _base_weights(training: Interactions, *, weight_by_repetition: bool) -> Floa
     return (1 + np.log(training.repetition)).astype(np.float32)
 
 
+def unweighted(histories: SparseFactors) -> SparseFactors:
+    """Returns the histories with every weight 1."""
+    return SparseFactors(histories.offsets, histories.idx, np.ones_like(histories.weights))
+
+
 def weigh_by_recency(histories: SparseFactors, recipe: HistoryWeightsRecipe) -> SparseFactors:
     """Returns the histories with each weight multiplied by floor + (1 - floor) x 2^(-later / half_life).
 
@@ -58,8 +63,7 @@ def weigh_by_recency(histories: SparseFactors, recipe: HistoryWeightsRecipe) -> 
     """
     if recipe.recency_half_life is None:
         return histories
-    lengths = np.diff(histories.offsets)
-    num_later = np.repeat(histories.offsets[1:], lengths) - 1 - np.arange(histories.offsets[-1])
+    num_later = entries_after(np.diff(histories.offsets))
     recency = recipe.recency_floor + (1 - recipe.recency_floor) * np.exp2(-num_later / recipe.recency_half_life)
     kept = recency >= _VANISHING
     num_before = np.concatenate([[0], np.cumsum(kept)])

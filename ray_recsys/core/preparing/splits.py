@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_recsys.config import SplitRecipe
-from ray_recsys.core.arrays import Int64s, Integers, UInt64s
+from ray_recsys.core.arrays import Int64s, Integers, UInt64s, ranks_in_rows
 from ray_recsys.core.counter_random import splitmix64
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.files import read_arrow
@@ -57,7 +57,7 @@ def random_per_user(lengths: Int64s, user_hash: UInt64s, item_hash: UInt64s, spl
     draws = splitmix64(splitmix64(user_hash ^ splitmix64(np.full(1, seed, np.uint64))) ^ item_hash)
     user = np.repeat(np.arange(len(lengths)), lengths)
     order = np.lexsort((item_hash, draws, user))
-    rank = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rank = ranks_in_rows(lengths)
     num_test = np.minimum(_round_half_up(lengths * split.test_fraction), np.maximum(lengths - 1, 0))
     num_validation = np.minimum(
         _round_half_up(lengths * split.validation_fraction), np.maximum(lengths - 1 - num_test, 0)

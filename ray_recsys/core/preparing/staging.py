@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_recsys.config import InputRecipe
-from ray_recsys.core.arrays import Int64s, UInt64s
+from ray_recsys.core.arrays import Int64s, UInt64s, ranks_in_rows
 from ray_recsys.core.counter_random import GOLDEN_GAMMA, splitmix64
 from ray_recsys.core.executor import Executor, map_in_order
 from ray_recsys.core.files import write_array, write_arrow
@@ -191,8 +191,7 @@ def _hash_slice(texts: pa.LargeStringArray) -> UInt64s:
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     text_bytes = np.frombuffer(byte_buffer, np.uint8)[offsets[0] : offsets[-1]]
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    exponents = np.arange(len(text_bytes)) - np.repeat(starts, lengths)
-    terms = (text_bytes.astype(np.uint64) + np.uint64(1)) * _powers(int(lengths.max()))[exponents]
+    terms = (text_bytes.astype(np.uint64) + np.uint64(1)) * _powers(int(lengths.max()))[ranks_in_rows(lengths)]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
     return splitmix64(sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64))
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_recsys.config import FeedRecipe, Recipe, num_recent_items
-from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers
+from ray_recsys.core.arrays import Float32s, Float64s, Int32s, Int64s, Integers, entries_after
 from ray_recsys.core.histories import Interactions, interactions_from_table
 from ray_recsys.core.sampling.epoch_plan import Piece
 from ray_recsys.core.sampling.excluded import ExcludedItems
@@ -237,8 +237,7 @@ def sample_weights(training: Interactions, recipe: FeedRecipe) -> Float32s | Non
     """
     factors: list[Float64s] = []
     if recipe.recency_half_life is not None:
-        num_later = np.repeat(training.offsets[1:], training.lengths) - 1 - np.arange(len(training.item_idx))
-        factors.append(np.exp2(-num_later / recipe.recency_half_life))
+        factors.append(np.exp2(-entries_after(training.lengths) / recipe.recency_half_life))
     if recipe.weight_by_repetition:
         if training.repetition is None:
             raise ArtifactError(

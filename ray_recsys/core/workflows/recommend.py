@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from ray_recsys.core.arrays import ranks_in_rows
 from ray_recsys.core.artifact import atomic_directory
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.recommending.bundle import Bundle
@@ -194,7 +195,7 @@ class RecommendationTable:
         items = pa.array(_concatenate([answer.item_idx for answer in answers], np.int32))
         columns = {
             "user_id": user_ids.take(pa.array(rows)),
-            "rank": pa.array(np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1, pa.int32()),
+            "rank": pa.array(ranks_in_rows(lengths) + 1, pa.int32()),
             "item_id": self._items["item_id"].take(items),
             "score": pa.array(_concatenate([answer.scores for answer in answers], np.float32)),
         }
