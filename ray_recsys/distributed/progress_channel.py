@@ -6,8 +6,9 @@ node, so that it outlives the workers; should it die all the same, training cont
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -17,35 +18,36 @@ from ray_recsys.progress import Event, Reporter, TrainingRestarted
 
 _TAKE_S = 5.0  # how long the actor waits for an event before it answers with none
 _SEND_S = 1.0
+_RETRY_S = 0.5
 _END_S = 15.0  # for the driver's thread; longer than its longest wait
 
 
 class _Mailbox:
-    """The actor: events in the order in which they were sent."""
+    """The actor: events in the order in which they were sent, kept so that an answer that was lost is given again."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._events: list[Event | None] = []
+        self._arrived = asyncio.Condition()
         self._num_starts = 0
 
     async def start(self, epoch: int, step: int) -> None:
         """Notes that the workers start after an epoch and step; every start but the first replaces lost workers."""
         self._num_starts += 1
         if self._num_starts > 1:
-            self._events.put_nowait(TrainingRestarted(epoch, step))
+            await self.send(TrainingRestarted(epoch, step))
 
     async def send(self, event: Event | None) -> None:
         """Appends an event; None ends the channel."""
-        self._events.put_nowait(event)
+        async with self._arrived:
+            self._events.append(event)
+            self._arrived.notify_all()
 
-    async def take(self, timeout_s: float) -> list[Event | None]:
-        """Returns all events, after waiting for the first of them for at most `timeout_s`."""
-        try:
-            events = [await asyncio.wait_for(self._events.get(), timeout_s)]
-        except TimeoutError:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return events
+    async def take(self, first: int, timeout_s: float) -> list[Event | None]:
+        """Returns the events from number `first` on, after waiting for it for at most `timeout_s`."""
+        async with self._arrived:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait_for(lambda: len(self._events) > first), timeout_s)
+            return self._events[first:]
 
 
 class ProgressSender:
@@ -82,7 +84,8 @@ def progress_channel(report: Reporter) -> Iterator[ProgressSender]:
 
 def _report_all(mailbox: Any, report: Reporter, is_over: threading.Event) -> None:
     """Reports the events of a mailbox until the channel ends or the mailbox is lost."""
-    pending = mailbox.take.remote(_TAKE_S)
+    num_taken = 0
+    pending = mailbox.take.remote(num_taken, _TAKE_S)
     while True:
         ready, _ = ray.wait([pending], timeout=2 * _TAKE_S)
         if not ready:  # the mailbox has not started yet
@@ -91,6 +94,9 @@ def _report_all(mailbox: Any, report: Reporter, is_over: threading.Event) -> Non
             continue
         try:
             events = ray.get(pending)
+        except ray.exceptions.ActorUnavailableError:  # for a moment, as when another node is lost
+            events = []
+            time.sleep(_RETRY_S)
         except ray.exceptions.RayError:
             report("progress is no longer reported: its process is lost; training continues")
             return
@@ -98,7 +104,8 @@ def _report_all(mailbox: Any, report: Reporter, is_over: threading.Event) -> Non
             if event is None:
                 return
             report(event)
-        pending = mailbox.take.remote(_TAKE_S)
+        num_taken += len(events)
+        pending = mailbox.take.remote(num_taken, _TAKE_S)
 
 
 def _deliver(reference: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,6 +74,25 @@ def test_the_death_of_the_channel_is_reported_once_and_ends_nothing() -> None:
         ray.get(work.remote(progress, range(2, 5)), timeout=60)
     assert time.monotonic() - start_s < 30
     assert events == [epoch(1), "progress is no longer reported: its process is lost; training continues"]
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    get, num_lost = ray.get, 0
+
+    def lose_first(*args: Any, **options: Any) -> Any:
+        nonlocal num_lost
+        answer = get(*args, **options)
+        if threading.current_thread().name == "progress" and answer and not num_lost:
+            num_lost += 1
+            raise ray.exceptions.ActorUnavailableError("socket closed", actor_id=None)
+        return answer
+
+    monkeypatch.setattr(ray, "get", lose_first)
+    events: list[Event] = []
+    with progress_channel(events.append) as progress:
+        get(work.remote(progress, range(1, 4)), timeout=60)
+    assert num_lost == 1
+    assert events == [epoch(1), epoch(2), epoch(3)]
 
 
 def test_an_error_in_the_block_ends_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
