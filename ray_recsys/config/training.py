@@ -70,7 +70,8 @@ class ClusterRecipe(Section):
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced."""
     min_workers: PositiveInt | None = None
-    """Train on with this many workers or more while nodes are lost; None: wait for all of `num_workers`."""
+    """Train on with this many workers or more while nodes are lost; None: wait for all of `num_workers`. It needs a
+    `start_timeout_s` of 100 or more, since Ray still counts a lost node for up to 40 s."""
     start_timeout_s: float = Field(default=120.0, gt=0)
     """How long training waits for room for its workers when a node is lost for good, before it ends with an error;
     without end if `wait_for_nodes` is set."""
@@ -82,6 +83,16 @@ class ClusterRecipe(Section):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers = {self.min_workers} exceeds num_workers = {self.num_workers}")
         return self
+
+    @property
+    def least_workers(self) -> int:
+        """The workers that training needs to go on."""
+        return self.min_workers or self.num_workers
+
+    @property
+    def worker_text(self) -> str:
+        """What a worker needs, in words."""
+        return f"{self.cpus_per_worker:g} CPUs" + (" and a GPU" if self.use_gpu else "")
 
 
 class TuneRecipe(Section):

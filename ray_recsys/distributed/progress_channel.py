@@ -68,7 +68,8 @@ class ProgressSender:
 @contextmanager
 def progress_channel(report: Reporter) -> Iterator[ProgressSender]:
     """Yields the sender for the workers; everything sent is reported, in order, by the time the block ends."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: Ray places an actor without CPUs on any node then, and the channel would be lost with that node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     is_over = threading.Event()
     thread = threading.Thread(target=_report_all, args=(mailbox, report, is_over), name="progress", daemon=True)
