@@ -6,7 +6,7 @@ the process that made it, and whoever is about to serve it asks them again; that
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -103,19 +103,19 @@ def check_bundle(bundle: Bundle) -> Recommender:
     """
     check_arrays(bundle)
     recommender = Recommender(bundle)
-    check_answers(recommender)
+    check_answers(recommender, read_smoke(bundle))
     bundle.catalogue.warm()
     return recommender
 
 
-def check_answers(recommender: Recommender, num_queries: int | None = None) -> None:
-    """Asks the bundle's smoke queries, or the first few of them.
+def check_answers(recommender: Recommender, queries: Sequence[SmokeQuery]) -> None:
+    """Asks smoke queries of the recommender's bundle.
 
     Raises:
         BundleRefusedError: An answer differs from the stored one by more than rounding.
     """
     bundle = recommender.bundle
-    for number, smoke in enumerate(read_smoke(bundle)[:num_queries]):
+    for number, smoke in enumerate(queries):
         answer = recommender.recommend(smoke.query)
         _check_plausible(bundle, answer)
         if answer.source != smoke.source or not _is_same(smoke, answer):

@@ -11,8 +11,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_recsys.config import ServeRecipe
-from ray_recsys.core.recommending.guard import check_answers
-from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.core.recommending.guard import check_answers, read_smoke
+from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.live import LiveBundle
@@ -34,15 +34,19 @@ class StageReplica:
     def __init__(self, registry: str) -> None:
         use_one_thread()
         self._cache = BundleCache(Path(registry))
-        self._recommender = self._cache.load_usable()
+        self._use(self._cache.load_usable())
 
     def check_health(self) -> None:
         """Asks a smoke query; Serve replaces a replica that answers otherwise than when its bundle was made."""
-        check_answers(self._recommender, 1)
+        check_answers(self._recommender, self._smoke)
 
     async def load(self, version: str) -> None:
         """Loads and checks a version."""
-        self._recommender = await self._cache.recommender(version)
+        self._use(await self._cache.recommender(version))
+
+    def _use(self, recommender: Recommender) -> None:
+        self._recommender = recommender
+        self._smoke = read_smoke(recommender.bundle)[:1]  # kept: Serve asks for the replica's health all the time
 
 
 class RecallReplica(StageReplica):
