@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.evaluation.baselines import fit_mean_rating
+from ray_recsys.core.evaluation.baselines import Random, fit_mean_rating
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.evaluation.protocols import Split, protocol_label
@@ -21,10 +21,12 @@ from ray_recsys.core.evaluation.rankings_file import rankings_schema
 from ray_recsys.core.evaluation.sums import Buckets, EvaluationSums, Frame
 from ray_recsys.core.evaluation.two_stage import TwoStageResult
 from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.contract import Scorer
+from ray_recsys.core.models.popularity import popularity_of
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.table_files import check_ending, write_table_file
-from ray_recsys.core.workflows.evaluation_units import GivenLists, Scorers, SplitUsers, UnitResult, Work
+from ray_recsys.core.workflows.evaluation_units import MEAN_RATING, GivenLists, Scorers, SplitUsers, UnitResult, Work
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, EmptyDataError, InputError
 from ray_recsys.progress import Reporter, silent
@@ -171,16 +173,16 @@ def evaluate(
         _check_goes_with_candidates(output, two_stage=two_stage)
     opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
-    scorers = _scorers(opened, prepared, executor, seed, baselines=baselines)
+    beside = executor.share(_baselines(opened, prepared, executor, seed) if baselines else {})
+    scorers = Scorers(_labelled(opened), beside, executor.num_cpus)
     frame, lists = None, None
     if candidates is None:
         frame = Frame.of(prepared, executor)
         schema = None if output is None else _schema(prepared, recipe, split, seed)
         work: Work = SplitUsers(prepared, recipe, split, seed, scorers, executor.share(frame), schema, two_stage)
     else:
-        lists = CandidateLists.read(candidates, prepared)
+        lists = _read_lists(candidates, prepared, report)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
-        report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
     total = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.path}", output, report)
     return EvaluationResult(
         split=split,
@@ -232,13 +234,24 @@ def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -
     return opened
 
 
-def _scorers(
-    opened: Sequence[TrainedModel], prepared: PreparedSet, executor: Executor, seed: int, *, baselines: bool
-) -> Scorers:
-    mean_rating = None
-    if baselines and any(model.predicts_ratings for model in opened):
-        mean_rating = executor.share(fit_mean_rating(prepared, executor))
-    return Scorers(_labelled(opened), prepared, seed, executor.num_cpus, baselines, mean_rating)
+def _read_lists(path: Path, prepared: PreparedSet, report: Reporter) -> CandidateLists:
+    lists = CandidateLists.read(path, prepared)
+    report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
+    return lists
+
+
+def _baselines(
+    opened: Sequence[TrainedModel], prepared: PreparedSet, executor: Executor, seed: int
+) -> dict[str, Scorer]:
+    """Returns the mean rating beside models of ratings, Popularity and Random, by label."""
+    baselines: dict[str, Scorer] = {}
+    if any(model.predicts_ratings for model in opened):
+        baselines[MEAN_RATING] = fit_mean_rating(prepared, executor)
+    counts = prepared.item_counts()
+    return baselines | {
+        "Popularity": popularity_of(counts, prepared.manifest.num_users),
+        "Random": Random(len(counts), seed),
+    }
 
 
 def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: int) -> pa.Schema:

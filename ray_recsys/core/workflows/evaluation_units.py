@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import torch
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.evaluation.baselines import MeanRating, Random
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
 from ray_recsys.core.evaluation.metrics import MetricSums
 from ray_recsys.core.evaluation.protocols import Split, held_out_of, rank_users
@@ -22,7 +21,6 @@ from ray_recsys.core.evaluation.two_stage import two_stage_sums
 from ray_recsys.core.executor import Shared
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.models.contract import Model, Scorer
-from ray_recsys.core.models.popularity import popularity_of
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.workflows.trained_model import TrainedModel
@@ -59,26 +57,16 @@ class Scorers:
     """The models and baselines of an evaluation; a process loads them once."""
 
     models: dict[str, TrainedModel]
-    prepared: PreparedSet
-    seed: int
+    baselines: Shared[dict[str, Scorer]]
     num_tasks: int
     """Tasks that run at once; each gets its share of a node's cores."""
-    has_baselines: bool = True
-    mean_rating: Shared[MeanRating] | None = None
 
     def load(self) -> dict[str, Scorer]:
         """Returns the scorers by label."""
         # Ray leaves a worker process with the threads that its last task set.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_tasks))
-        scorers: dict[str, Scorer] = {
-            label: _load(str(model.directory), model.version) for label, model in self.models.items()
-        }
-        if self.mean_rating is not None:
-            scorers[MEAN_RATING] = self.mean_rating.get()
-        if self.has_baselines:
-            counts, num_users = self.prepared.item_counts(), self.prepared.manifest.num_users
-            scorers |= {"Popularity": popularity_of(counts, num_users), "Random": Random(len(counts), self.seed)}
-        return scorers
+        models = {label: _load(str(model.directory), model.version) for label, model in self.models.items()}
+        return {**models, **self.baselines.get()}
 
     def load_stages(self, label: str) -> tuple[Model, Model]:
         """Returns the model that reranks and the one that recalls."""
