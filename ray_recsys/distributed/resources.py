@@ -67,7 +67,7 @@ def require_workers(cluster: ClusterRecipe, *, report: Reporter = silent) -> Fee
     Raises:
         ClusterError: The cluster, or what other jobs leave of it, has too few CPUs or GPUs.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     try:
         _check_workers(cluster, nodes)
     except ClusterError as error:
@@ -78,6 +78,11 @@ def require_workers(cluster: ClusterRecipe, *, report: Reporter = silent) -> Fee
     spare = sum(node.get("CPU", 0.0) for node in nodes) / cluster.num_workers - cluster.cpus_per_worker
     task_cpus = min(_MAX_TASK_CPUS[placement], max(_MIN_TASK_CPUS, spare))
     return FeedResources(placement, int(task_cpus * 100) / 100, max(1, int(spare / task_cpus)))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Returns the resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _free_resources(needed: Mapping[str, float]) -> Mapping[str, float]:
@@ -99,26 +104,25 @@ def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
 
 def describe_missing(cluster: ClusterRecipe) -> str:
     """Returns what the workers need and what the cluster has, in words."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     names = ["CPU", *(["GPU"] if cluster.use_gpu else [])]
     total = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in names)
-    each = f"{cluster.cpus_per_worker:g} CPUs" + (" and a GPU" if cluster.use_gpu else "")
-    least = cluster.min_workers or cluster.num_workers
-    return f"{least} train workers of {each} find no room on the cluster's {len(nodes)} nodes, which have {total}"
+    return (
+        f"{cluster.least_workers} train workers of {cluster.worker_text} find no room on the cluster's {len(nodes)} "
+        f"nodes, which have {total}"
+    )
 
 
 def _check_workers(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> None:
-    least = cluster.min_workers or cluster.num_workers
-    needed = {"CPU": least * (cluster.cpus_per_worker + _MIN_TASK_CPUS)}
+    needed = {"CPU": cluster.least_workers * (cluster.cpus_per_worker + _MIN_TASK_CPUS)}
     if cluster.use_gpu:
-        needed["GPU"] = float(least)
+        needed["GPU"] = float(cluster.least_workers)
     _check_amounts(needed, {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}, cluster, "has")
     _check_nodes_hold(cluster, nodes)
     _check_amounts(needed, _free_resources(needed), cluster, "has free")
 
 
 def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluster: ClusterRecipe, verb: str) -> None:
-    least = cluster.min_workers or cluster.num_workers
     for name, amount in needed.items():
         has = there.get(name, 0.0)
         if has + _TOLERANCE >= amount:
@@ -128,7 +132,7 @@ def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluste
             each = f"{cluster.cpus_per_worker:g} each, and {_MIN_TASK_CPUS:g} for Ray Data to feed each"
             keys += " or cluster.cpus_per_worker"
         raise ClusterError(
-            f"{least} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
+            f"{cluster.least_workers} train workers need {amount:g} {name}s ({each}), but the cluster {verb} {has:g}: "
             f"{amount - has:g} missing",
             remedy=f"lower {keys}, add nodes, or wait for other jobs to end; {_SCALE_UP}",
         )
@@ -142,10 +146,9 @@ def _check_nodes_hold(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
         )
         for node in nodes
     )
-    if room < (least := cluster.min_workers or cluster.num_workers):
-        each = f"{cluster.cpus_per_worker:g} CPUs" + (" and a GPU" if cluster.use_gpu else "")
+    if room < cluster.least_workers:
         raise ClusterError(
-            f"{least} train workers of {each} do not fit on the cluster's nodes, which hold {room}: a "
-            "worker cannot span nodes",
+            f"{cluster.least_workers} train workers of {cluster.worker_text} do not fit on the cluster's nodes, which "
+            f"hold {room}: a worker cannot span nodes",
             remedy="lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
         )

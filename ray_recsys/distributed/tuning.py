@@ -195,7 +195,10 @@ def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
         metrics = {trainer.metric.label: math.inf if trainer.metric.is_error else 0.0} | progress.best_metrics
         ray_tune.report({**metrics, "num_epochs": progress.num_epochs, "best_epoch": progress.best_epoch})
 
-    train_epochs(trainer, feed, validation, chosen.seed, tell)
+    try:
+        train_epochs(trainer, feed, validation, chosen.seed, tell)
+    finally:
+        feed.close()
 
 
 def _fit(

@@ -132,9 +132,14 @@ def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-def _takes(schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"requestBody": {"content": content, "required": True}}
+def _described(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Returns the description of a route that reads a body of JSON itself."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+    return {
+        "response_model": answer,
+        "responses": problems(400, 413, 422, 503),
+        "openapi_extra": {"requestBody": {"content": content, "required": True}},
+    }
 
 
 def recommend_routes(api: Api) -> APIRouter:
@@ -142,32 +147,17 @@ def recommend_routes(api: Api) -> APIRouter:
     router = APIRouter(tags=["recommend"])
     limited_k = Annotated[int, Query(ge=1, le=api.limits.max_k, description="Number of items")]
 
-    @router.post(
-        "/v1/recommend",
-        response_model=RecommendResponse,
-        responses=problems(400, 413, 422, 503),
-        openapi_extra=_takes("RecommendRequest"),
-    )
+    @router.post("/v1/recommend", **_described(RecommendRequest, RecommendResponse))
     async def recommend(request: Request) -> Response:
         """Recommends items to a user, from a history, or to an anonymous user."""
         return await api.recommend(RecommendRequest.model_validate_json(await _read_body(request)))
 
-    @router.post(
-        "/v1/recommend/batch",
-        response_model=BatchResponse,
-        responses=problems(400, 413, 422, 503),
-        openapi_extra=_takes("BatchRequest"),
-    )
+    @router.post("/v1/recommend/batch", **_described(BatchRequest, BatchResponse))
     async def recommend_batch(request: Request) -> Response:
         """Recommends items to up to 256 users."""
         return await api.recommend_batch(BatchRequest.model_validate_json(await _read_body(request)))
 
-    @router.post(
-        "/v1/score",
-        response_model=ScoreResponse,
-        responses=problems(400, 413, 422, 503),
-        openapi_extra=_takes("ScoreRequest"),
-    )
+    @router.post("/v1/score", **_described(ScoreRequest, ScoreResponse))
     async def score(request: Request) -> Response:
         """Scores given items for a user."""
         return await api.score(ScoreRequest.model_validate_json(await _read_body(request)))

@@ -12,13 +12,13 @@ import fcntl
 import os
 import re
 import shutil
-import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray_recsys.core.artifact import locked_directory, parse_manifest, read_manifest, remove_abandoned
+from ray_recsys.core.files import atomic_file
 from ray_recsys.core.recommending.bundle import KIND, SCHEMA_VERSION, Bundle, BundleManifest
 from ray_recsys.core.recommending.guard import check_bundle
 from ray_recsys.errors import ArtifactError, RegistryError
@@ -234,12 +234,8 @@ class Registry:
         self._write(CURRENT, [version])
 
     def _write(self, name: str, lines: list[str]) -> None:
-        temporary = self.path / f".{name}.tmp-{uuid.uuid4().hex[:12]}"
-        with temporary.open("w", encoding="utf8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with atomic_file(self.path / name) as unfinished:
+            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf8")
 
     def _check_there(self, version: str, *, place: str) -> None:
         if not _VERSION.fullmatch(version) or not (self.path / version).is_dir():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ray_recsys.core.artifact import read_manifest, verify_file, write_manifest
+from ray_recsys.core.files import atomic_file
 from ray_recsys.core.training.trainer import EpochRecord, Progress, Trainer
 from ray_recsys.errors import ArtifactError, IntegrityError
 
@@ -124,12 +125,10 @@ def read_progress(directory: Path) -> Progress:
 def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
     """Writes one line per epoch, atomically."""
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    staging = path.with_name(f".{path.name}")
-    with staging.open("w", newline="", encoding="utf8") as file:
+    with atomic_file(path, durable=False) as unfinished, unfinished.open("w", newline="", encoding="utf8") as file:
         writer = csv.writer(file)
         writer.writerow(["epoch", "loss", *names, "samples_per_s", "train_s", "validate_s"])
         for record in records:
             metrics = [f"{record.metrics[name]:.6f}" if name in record.metrics else "" for name in names]
             times = [f"{record.samples_per_s:.0f}", f"{record.train_s:.3f}", f"{record.validate_s:.3f}"]
             writer.writerow([record.epoch, f"{record.loss:.6f}", *metrics, *times])
-    staging.rename(path)

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
+from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
@@ -168,10 +169,8 @@ def start_run(path: Path, start: RunStart) -> None:
         raise ArtifactError(f"{path} exists already", remedy=remedy)
     path.mkdir(parents=True)
     (path / RECIPE).write_text(dump_recipe(start.recipe), encoding="utf8")
-    # Last, and by a rename: a directory with this file is a run that can be resumed.
-    staging = path / f".{STARTED}"
-    staging.write_text(start.model_dump_json(indent=2) + "\n", encoding="utf8")
-    staging.rename(path / STARTED)
+    with atomic_file(path / STARTED) as unfinished:  # last: a directory with this file is a run that can be resumed
+        unfinished.write_text(start.model_dump_json(indent=2) + "\n", encoding="utf8")
 
 
 @contextmanager
