@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +21,6 @@ from ray_recsys.core.files import read_arrow, write_array, write_arrow
 from ray_recsys.core.preparing.checking import MAX_EXAMPLES, DropLog, Example, IdKind, cast_ids
 from ray_recsys.core.preparing.items import ITEM_IDS, ItemCodes
 from ray_recsys.core.preparing.rows import (
-    TRAINING,
     UserRows,
     deduplicate,
     filter_rows,
@@ -30,8 +28,7 @@ from ray_recsys.core.preparing.rows import (
     read_rows,
     write_rows,
 )
-from ray_recsys.core.preparing.splits import global_time, leave_one_out, random_per_user
-from ray_recsys.core.preparing.staging import hash_ids
+from ray_recsys.core.preparing.splits import global_time, label_rows
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 
 
@@ -238,7 +235,7 @@ def _finish_step(
 ) -> StepReport:
     folder, user_ids = plan.folder(partition), plan.read_users(partition)
     if is_last and (rows.label is None or plan.split.method == "given"):
-        rows = replace(rows, label=_split(plan, rows, user_ids))
+        rows = replace(rows, label=label_rows(rows, user_ids, plan.staging / ITEM_IDS, plan.split, plan.seed))
     write_rows(rows, folder / f"rows-{step}.arrow")
     is_training = rows.is_training()
     write_array(_item_counts(rows, is_training), folder / f"counts-{step}.npy")
@@ -252,29 +249,6 @@ def _finish_step(
         num_new_users=int((has_held_out & ~has_training).sum()),
         drops=log_drops(plan, partition, dropped),
     )
-
-
-def _split(plan: PartitionPlan, rows: UserRows, user_ids: pa.Array) -> npt.NDArray[np.int8]:
-    lengths = np.bincount(rows.user, minlength=len(user_ids))
-    if plan.split.method == "leave_one_out":
-        return leave_one_out(lengths)
-    if plan.split.method == "given":
-        labels = np.zeros(len(rows), np.int8) if rows.label is None else np.array(rows.label, np.int8)
-        is_open = labels == TRAINING
-        labels[is_open] = _random(
-            plan, rows.take(is_open), user_ids, plan.split.model_copy(update={"test_fraction": 0})
-        )
-        return labels
-    return _random(plan, rows, user_ids, plan.split)
-
-
-def _random(plan: PartitionPlan, rows: UserRows, user_ids: pa.Array, split: SplitRecipe) -> npt.NDArray[np.int8]:
-    lengths = np.bincount(rows.user, minlength=len(user_ids))
-    item_ids = read_arrow(plan.staging / ITEM_IDS)["id"].combine_chunks()
-    items, inverse = np.unique(rows.item, return_inverse=True)
-    item_hash = hash_ids(item_ids.take(pa.array(items)))[inverse]
-    user_hash = hash_ids(user_ids)[rows.user] if len(rows) else np.zeros(0, np.uint64)
-    return random_per_user(lengths, user_hash, item_hash, split, plan.seed)
 
 
 def _item_counts(rows: UserRows, is_training: Bools) -> Int64s:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ray_recsys.config import SplitRecipe
 from ray_recsys.core.arrays import Int64s, Integers, UInt64s, ranks_in_rows
 from ray_recsys.core.counter_random import splitmix64
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.files import read_arrow
-from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION
-from ray_recsys.core.preparing.staging import StagedLog
+from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION, UserRows
+from ray_recsys.core.preparing.staging import StagedLog, hash_ids
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 
 Labels = npt.NDArray[np.int8]
@@ -28,6 +29,35 @@ MIN_FOR_LEAVE_ONE_OUT = 3
 Histogram = Callable[[int, int, int], Int64s]
 """(low, width, bins) → number of times in each bin [low + i x width, low + (i + 1) x width)."""
 _BINS = 65_536
+
+
+def label_rows(rows: UserRows, user_ids: pa.Array, item_ids: Path, split: SplitRecipe, seed: int) -> Labels:
+    """Returns the labels of a partition's rows, unless the split is by time.
+
+    Args:
+        rows: In order of user and time; with a given split, labelled where the test file has them.
+        user_ids: Of the partition.
+        item_ids: Arrow file of the ids of all items.
+        split: Method and fractions.
+        seed: Seed of the recipe.
+    """
+    if split.method == "leave_one_out":
+        return leave_one_out(np.bincount(rows.user, minlength=len(user_ids)))
+    if split.method != "given":
+        return _draw_labels(rows, user_ids, item_ids, split, seed)
+    labels = np.zeros(len(rows), np.int8) if rows.label is None else np.array(rows.label, np.int8)
+    is_open = labels == TRAINING
+    without_test = split.model_copy(update={"test_fraction": 0})
+    labels[is_open] = _draw_labels(rows.take(is_open), user_ids, item_ids, without_test, seed)
+    return labels
+
+
+def _draw_labels(rows: UserRows, user_ids: pa.Array, item_ids: Path, split: SplitRecipe, seed: int) -> Labels:
+    items, inverse = np.unique(rows.item, return_inverse=True)
+    item_hash = hash_ids(read_arrow(item_ids)["id"].combine_chunks().take(pa.array(items)))[inverse]
+    user_hash = hash_ids(user_ids)[rows.user] if len(rows) else np.zeros(0, np.uint64)
+    lengths = np.bincount(rows.user, minlength=len(user_ids))
+    return random_per_user(lengths, user_hash, item_hash, split, seed)
 
 
 def leave_one_out(lengths: Int64s) -> Labels:
