@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_recsys.core.arrays import Float64s, Int64s
 
-_POPULARITY_UNIT = 1 << 20  # mean popularity of a user's items, as a multiple of 2^-20
+_POPULARITY_UNIT = 1 << 40  # mean popularity of a user's items, as a multiple of 2^-40
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Exposure:
         item_idx: Distinct and ascending, int64[n].
         counts: int64[S, n].
         num_users: Users with a list.
-        profile_popularity: Sum over these users of the mean training count of their training items, times 2^20.
+        profile_popularity: Sum over these users of the mean training count of their training items, times 2^40.
     """
 
     ks: tuple[int, ...]
@@ -53,7 +53,8 @@ class Exposure:
         column = column.reshape(shown.shape)
         counts = np.stack([np.bincount(column[:, :k].reshape(-1), minlength=len(item_idx)) for k in distinct])
         is_item = item_idx >= 0
-        popularity = int(np.rint(profile_popularity * _POPULARITY_UNIT).astype(np.int64).sum())
+        # Python's integers: the sum over many users of popular items exceeds 64 bits.
+        popularity = sum(map(int, np.rint(profile_popularity * _POPULARITY_UNIT).tolist()))
         return cls(distinct, item_idx[is_item], counts[:, is_item].astype(np.int64), len(top), popularity)
 
     def __add__(self, other: Self) -> Self:
