@@ -18,8 +18,10 @@ import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import ClusterRecipe, Recipe
-from ray_recsys.core.models.registry import MODELS
+from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.models.contract import GradientModel
+from ray_recsys.core.models.fusion import Branch, fuse
+from ray_recsys.core.models.registry import MODELS, load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import (
     checkpoint_name,
@@ -54,11 +56,16 @@ class WorkerArgs(BaseModel):
     resources: FeedResources
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
+    branch: Branch | None = None
+    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    branches: dict[Branch, Path] = {}
+    """Directories of the trained branches from which the whole model starts."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage."""
-        return "train" if self.refit_epochs is None else "refit"
+        """What names this training's part of Ray's storage; no name begins another."""
+        kind = "train" if self.refit_epochs is None else "refit"
+        return kind if self.branch is None else f"{self.branch}-{kind}"
 
     def checkpoint_roots(self) -> list[Path]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
@@ -80,11 +87,9 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    spec = MODELS[args.recipe.model.name]
-    assert spec.build is not None
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     trainer = Trainer(
-        spec.build(prepared, args.recipe),
+        _initial_model(prepared, args),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
@@ -104,6 +109,19 @@ def train_worker(config: dict[str, Any]) -> Any:
         finally:
             feed.close()
     return None
+
+
+def _initial_model(prepared: PreparedSet, args: WorkerArgs) -> GradientModel:
+    """Returns the model with its initial weights: drawn, or of the branches that were trained first."""
+    model_recipe = args.recipe.model
+    build = MODELS[model_recipe.name].build
+    assert build is not None
+    model = build(prepared, args.recipe)
+    if args.branches:
+        assert isinstance(model_recipe, NeuMFRecipe)
+        assert model_recipe.pretrain is not None
+        fuse(model, {name: load_model(path) for name, path in args.branches.items()}, model_recipe.pretrain)
+    return model
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
@@ -153,7 +171,7 @@ class _Reporter:
         """Reports an epoch."""
         self.checkpoint()
         if self.rank == 0:
-            if self.args.refit_epochs is None:
+            if self.args.stage == "train":
                 write_curves(self.args.run / CURVES, self.trainer.progress.records)
             self.progress.send(self._event(record))
 

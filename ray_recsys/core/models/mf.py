@@ -11,6 +11,7 @@ Source: MF: Koren, Bell, Volinsky: Matrix factorization techniques for recommend
 """
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -94,6 +95,20 @@ class MF(GradientModel):
         return TrainedMF(self.recipe.name, *rows)
 
 
+@dataclass(frozen=True, slots=True)
+class MFParameters:
+    """The parameters of a trained model: logit = <user vector, item vector> + user bias + item bias."""
+
+    user_vectors: Tensor
+    """float32[U, D]."""
+    item_vectors: Tensor
+    """float32[I, D]."""
+    user_bias: Tensor
+    """float32[U], the global bias included."""
+    item_bias: Tensor
+    """float32[I]."""
+
+
 class TrainedMF(InnerProduct):
     """The trained model.
 
@@ -120,6 +135,12 @@ class TrainedMF(InnerProduct):
     def save(self, directory: Path) -> None:
         """Writes the model's files."""
         save_model_files(directory, {"name": self._name}, {"user_rows": self._users, "item_rows": self._items})
+
+    def parameters(self) -> "MFParameters":
+        """Returns what the rows are made of; GMF's output weights stay in the user vectors."""
+        width = self._items.shape[1] - 2
+        users, items = torch.from_numpy(self._users), torch.from_numpy(self._items)
+        return MFParameters(users[:, :width], items[:, :width], users[:, width + 1], items[:, width])
 
     @cached_property
     def _drawer(self) -> ExampleDrawer:
