@@ -170,7 +170,8 @@ def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) ->
         checkpoint = run_stage(stage, report)
         branches[branch], branch_epochs[branch] = checkpoint / checkpoints.BEST, read_progress(checkpoint).best_epoch
     if branches:
-        report(f"training NeuMF from its {' and '.join(branches).upper()} branch{'es' * (len(branches) > 1)}")
+        names = " and ".join(branch.upper() for branch in branches)
+        report(f"training NeuMF from its pre-trained {names}")
     refit_epochs = None if chosen is None else chosen.progress.best_epoch
     checkpoint = run_stage(args.model_copy(update={"branches": branches, "refit_epochs": refit_epochs}), report)
     return checkpoint, _Chosen(read_progress(checkpoint), branch_epochs)
