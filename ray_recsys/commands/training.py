@@ -10,8 +10,8 @@ from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import InputError
 
 if TYPE_CHECKING:
+    from ray_recsys.core.evaluation.result import BucketMetrics, EvaluationResult, ModelMetrics
     from ray_recsys.core.evaluation.two_stage import TwoStageResult
-    from ray_recsys.core.workflows.evaluate import BucketMetrics, EvaluationResult, ModelMetrics
 
 
 @click.command()
