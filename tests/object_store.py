@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from ray_recsys.storage import cache, location, pointers
+from ray_recsys.storage import cache, location, object_stores
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -51,7 +51,7 @@ def use_store(patch: pytest.MonkeyPatch, endpoint: str, cache_directory: os.Path
 def forget_clients() -> None:
     """Makes this process read endpoints and credentials anew."""
     location._filesystem.cache_clear()
-    pointers._open_store.cache_clear()
+    object_stores._open_store.cache_clear()
 
 
 def new_bucket(endpoint: str) -> str:

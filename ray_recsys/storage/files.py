@@ -11,14 +11,17 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+import obstore
 import pyarrow as pa
 import pyarrow.fs as pafs
+from obstore.exceptions import BaseError
 
 from ray_recsys.errors import AccessError, IntegrityError, StorageError
 from ray_recsys.storage.location import Location
+from ray_recsys.storage.object_stores import has_conditional_put, open_store
 
 _TRANSFERS = 8  # at once, of one artefact
 _COPY_BYTES = 8 << 20
@@ -72,7 +75,7 @@ def explained(location: Location, action: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, BaseError) as error:
         if location.is_local:
             raise
         raise storage_error(location, action, error) from error
@@ -219,9 +222,15 @@ def delete_tree(location: Location) -> None:
     if location.is_local:
         shutil.rmtree(location, ignore_errors=True)
         return
+    if has_conditional_put(location):
+        store, path = open_store(location)
+        with explained(location, "delete"):
+            for chunk in obstore.list(store, f"{path}/"):
+                obstore.delete(store, [found["path"] for found in chunk])
+        return
     filesystem, path = location.resolve()
-    with explained(location, "delete"):
-        filesystem.delete_dir_contents(path, missing_dir_ok=True)
+    with explained(location, "delete"), suppress(FileNotFoundError):
+        filesystem.delete_dir(path)
 
 
 def delete_file(location: Location) -> None:
@@ -229,12 +238,12 @@ def delete_file(location: Location) -> None:
     if location.is_local:
         Path(location).unlink(missing_ok=True)
         return
-    filesystem, path = location.resolve()
-    try:
-        with explained(location, "delete"):
+    with explained(location, "delete"), suppress(FileNotFoundError):
+        if has_conditional_put(location):
+            obstore.delete(*open_store(location))
+        else:
+            filesystem, path = location.resolve()
             filesystem.delete_file(path)
-    except FileNotFoundError:
-        pass
 
 
 def check_name(name: str) -> str:

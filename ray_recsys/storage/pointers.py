@@ -5,27 +5,21 @@ local disk. Other filesystems have neither: there the file is read again just be
 the same instant go unnoticed.
 """
 
-import datetime as dt
 import fcntl
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import from_url
 
 from ray_recsys.errors import ConflictError
 from ray_recsys.storage.files import is_file, read_bytes, storage_error, write_bytes
-from ray_recsys.storage.location import Location, s3_options
-
-_CONDITIONAL = ("s3", "gs", "gcs", "az", "abfs", "abfss")
-_RETRIES: Any = {"max_retries": 5, "retry_timeout": dt.timedelta(seconds=60)}
+from ray_recsys.storage.location import Location
+from ray_recsys.storage.object_stores import has_conditional_put, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +37,8 @@ def read_pointer(location: Location) -> Pointer:
     Raises:
         UnicodeDecodeError: It is not text.
     """
-    if location.scheme in _CONDITIONAL:
-        store, path = _store(location)
+    if has_conditional_put(location):
+        store, path = open_store(location)
         try:
             with _explained(location, "read"):
                 found = obstore.get(store, path)
@@ -63,7 +57,7 @@ def replace_pointer(location: Location, text: str, before: Pointer) -> Pointer:
     Raises:
         ConflictError: Another process has written it meanwhile.
     """
-    if location.scheme in _CONDITIONAL:
+    if has_conditional_put(location):
         return _put_if(location, text, before)
     with _locked(location.parent):
         now = read_pointer(location)
@@ -79,7 +73,7 @@ def create_file(location: Location, content: bytes) -> None:
     Raises:
         ConflictError: It is there.
     """
-    if location.scheme in _CONDITIONAL:
+    if has_conditional_put(location):
         _put_if(location, content.decode(), Pointer(None))
         return
     with _locked(location.parent):
@@ -89,7 +83,7 @@ def create_file(location: Location, content: bytes) -> None:
 
 
 def _put_if(location: Location, text: str, before: Pointer) -> Pointer:
-    store, path = _store(location)
+    store, path = open_store(location)
     mode: Any = "create" if before.text is None else {"e_tag": before.tag}
     try:
         with _explained(location, "write"):
@@ -135,32 +129,3 @@ def _locked(folder: Location) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _store(location: Location) -> tuple[Any, str]:
-    root, _, path = location.path.partition("/")
-    return _open_store(location.scheme, root, location.query), path
-
-
-@lru_cache(maxsize=16)
-def _open_store(scheme: str, root: str, query: str) -> Any:
-    options = s3_options(query) if scheme == "s3" else {}
-    client: Any = {"timeout": "20s", "connect_timeout": "5s"}
-    config: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES}
-    if scheme == "s3":
-        if options.get("endpoint", "").startswith("http://"):
-            client["allow_http"] = True
-        config |= {**options, "credential_provider": _aws_credentials()}
-    return from_url(f"{scheme}://{root}", **config)
-
-
-def _aws_credentials() -> Any:
-    """Returns boto3's credentials where it is installed, profiles of ~/.aws included; None: obstore's own search."""
-    try:
-        provider = importlib.import_module("obstore.auth.boto3").Boto3CredentialProvider
-    except ImportError:
-        return None
-    try:
-        return provider()
-    except ValueError:  # it found none
-        return None
