@@ -35,6 +35,7 @@ from ray_recsys.core.training.run import (
     RunManifest,
     TrainResult,
     can_resume,
+    check_refit,
     finish_run,
     is_unfinished,
     leased,
@@ -72,6 +73,7 @@ def train(
     Raises:
         ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
         ClusterError: The cluster has too few CPUs or GPUs.
+        RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
     prepared = PreparedSet.open(data)
@@ -128,6 +130,7 @@ def train_by_gradient(
         chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
     """
     start_s = time.perf_counter()
+    check_refit(prepared, recipe)
     start = start_of(prepared, recipe)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")

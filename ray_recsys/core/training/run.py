@@ -30,7 +30,7 @@ from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
 
 KIND = "run"
 SCHEMA_VERSION = 2
@@ -45,7 +45,7 @@ LEASE = ".lease"
 
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s",)
+_FREE_KEYS = ("train.checkpoint_every_s", "train.max_time_s")
 """Keys of these sections that may change too."""
 
 
@@ -151,6 +151,19 @@ def start_of(prepared: PreparedSet, recipe: Recipe) -> RunStart:
     return RunStart(
         num_users=data.num_users, num_items=data.num_items, input_fingerprint=data.input_fingerprint, recipe=recipe
     )
+
+
+def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
+    """Checks that a refit would not train on a test that is kept in files of its own.
+
+    Raises:
+        RecipeError: It would.
+    """
+    if recipe.train.refit and prepared.manifest.split.get("method") == "given":
+        raise RecipeError(
+            f"train.refit = true: {prepared.path} has its test in files of its own, on which a refit would train",
+            remedy="set train.refit = false, or prepare one log with another split.method",
+        )
 
 
 def is_unfinished(path: Path) -> bool:
