@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, takes_invocation
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, takes_invocation
 from ray_recsys.commands.output import facts, scalars
 from ray_recsys.errors import InputError
 
@@ -14,8 +14,11 @@ from ray_recsys.errors import InputError
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="The run to write.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted run.")
 @click.option("--refit", "finished", type=INPUT, metavar="RUN", help="Trains this finished run again on everything.")
+@click.option("--warm-start", type=INPUT, metavar="BUNDLE", help="Begins with this bundle's (or registry's) weights.")
 @takes_invocation
-def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None) -> None:
+def train(
+    invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None, warm_start: Path | None
+) -> None:
     """Trains the recipe's model on a prepared set.
 
     Models with gradients are trained data-parallel by Ray Train, with checkpoints and curves; the others are fitted.
@@ -27,10 +30,13 @@ def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, fin
 
     if resume and finished is not None:
         raise InputError("--resume and --refit exclude each other", remedy="resume the refit's own run with --resume")
+    if warm_start is not None and finished is not None:
+        raise InputError("--warm-start and --refit exclude each other", remedy="a refit begins as its run began")
     recipe, report = invocation.recipe, invocation.report
     with invocation.connect() as executor:
         if finished is None:
-            result = run(data, output, recipe, executor, resume=resume, report=report)
+            bundle = None if warm_start is None else live_bundle(warm_start)
+            result = run(data, output, recipe, executor, resume=resume, warm_start=bundle, report=report)
         else:
             result = refit(finished, data, output, recipe.cluster, executor, report=report)
     invocation.answer(result, facts(**scalars(result.model_dump(mode="json"))))
