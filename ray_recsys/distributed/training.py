@@ -35,6 +35,7 @@ from ray_recsys.core.training.run import (
     RunManifest,
     TrainResult,
     can_resume,
+    check_refit,
     finish_run,
     is_unfinished,
     leased,
@@ -84,6 +85,7 @@ def train(
             be read or do not fit the recipe.
         InputError: `warm_start` for a model that is fitted without epochs.
         ClusterError: The cluster has too few CPUs or GPUs.
+        RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
     prepared = PreparedSet.open(data)
@@ -145,6 +147,7 @@ def train_by_gradient(
         chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
     """
     start_s = time.perf_counter()
+    check_refit(prepared, recipe)
     start = start_of(prepared, recipe, warm_start)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")

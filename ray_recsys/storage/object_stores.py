@@ -1,4 +1,4 @@
-"""Clients of obstore, for what pyarrow's filesystems lack: conditional put, and deletion that leaves no empty folders."""
+"""Clients of obstore, for what pyarrow lacks: conditional put, and deletion that leaves no empty folders."""
 
 import datetime as dt
 import importlib
