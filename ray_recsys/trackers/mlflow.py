@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.training.run import MLFLOW, read_start
 from ray_recsys.errors import InputError
 from ray_recsys.progress import EpochFinished
+from ray_recsys.storage.files import atomic_file
 
 _SECTIONS = ("model", "feed", "train")
 _FOLDER = "mlruns"

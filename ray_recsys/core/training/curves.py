@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.training.trainer import EpochRecord
+from ray_recsys.storage.files import atomic_file
 
 _WIDTH, _HEIGHT = 360, 190  # of a panel, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 28, 30

@@ -29,12 +29,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.warm_start import WarmStart
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
+from ray_recsys.storage.files import atomic_file
 
 KIND = "run"
 SCHEMA_VERSION = 2
@@ -54,7 +54,7 @@ _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s",)
+_FREE_KEYS = ("train.checkpoint_every_s", "train.max_time_s")
 """Keys of these sections that may change too."""
 
 
@@ -166,6 +166,19 @@ def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None
         recipe=recipe,
         warm_start=warm_start,
     )
+
+
+def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
+    """Checks that a refit would not train on a test that is kept in files of its own.
+
+    Raises:
+        RecipeError: It would.
+    """
+    if recipe.train.refit and prepared.manifest.split.get("method") == "given":
+        raise RecipeError(
+            f"train.refit = true: {prepared.path} has its test in files of its own, on which a refit would train",
+            remedy="set train.refit = false, or prepare one log with another split.method",
+        )
 
 
 def is_unfinished(path: Path) -> bool:
