@@ -15,7 +15,6 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.evaluation.comparison import Cell, Comparison, Cost, CurvePoint, Terms
 from ray_recsys.core.evaluation.result import EvaluationResult
 from ray_recsys.core.executor import Executor
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import read_progress
 from ray_recsys.core.training.run import LAST, MODEL
@@ -27,6 +26,7 @@ from ray_recsys.errors import InputError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.reports.compare_html import write_html
 from ray_recsys.reports.comparison_tables import markdown
+from ray_recsys.storage.files import atomic_file
 
 COMPARISON = "comparison.json"
 MARKDOWN = "comparison.md"

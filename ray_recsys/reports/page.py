@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import InputError
+from ray_recsys.storage.files import atomic_file
 
 COLOR, _GRID = "#2f6f8f", "#d8dee2"
 _STYLE = """

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ray_recsys.core.artifact import read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.training.trainer import EpochRecord, Progress, Trainer
 from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.storage.files import atomic_file
 
 KIND = "checkpoint"
 SCHEMA_VERSION = 2

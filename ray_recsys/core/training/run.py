@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
+from ray_recsys.storage.files import atomic_file
 
 KIND = "run"
 SCHEMA_VERSION = 2
