@@ -15,22 +15,19 @@ import ray.train.torch
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ray_recsys.config import ClusterRecipe
 from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress
 from ray_recsys.core.training.run import RAY_STORAGE
 from ray_recsys.core.training.trainer import is_done
 from ray_recsys.distributed.progress_channel import progress_channel
-from ray_recsys.distributed.ray_errors import root_cause
-from ray_recsys.distributed.resources import describe_missing
+from ray_recsys.distributed.train_errors import explain_failure
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # read by Ray's controller
 _START_ATTEMPTS = 2
-_DISK_IS_FULL = ("No space left", "os error 28", "file write failed", "unexpected pos")  # torch.save tells no more
 
 _V2: Any = ray.train
 """Ray replaces its classes by those of Train V2 when it is imported; a type checker sees the old ones."""
@@ -85,7 +82,7 @@ def run_stage(args: WorkerArgs, report: Reporter) -> Path:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _explain(error, args) from error
+            raise explain_failure(error, args.recipe.cluster, args.run) from error
     outcome = getattr(result, "return_value", None)
     if isinstance(outcome, RecsysError):
         raise outcome
@@ -125,24 +122,3 @@ def _start_timeout(cluster: ClusterRecipe) -> Iterator[None]:
             del os.environ[_START_TIMEOUT]
         else:
             os.environ[_START_TIMEOUT] = before
-
-
-def _explain(error: ray.train.TrainingFailedError, args: WorkerArgs) -> RecsysError:
-    """Returns the worker's own error, without Ray's layers around it."""
-    resume = f"resume with `ray-recsys train --resume --output {args.run}`"
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = root_cause(failure)
-        if isinstance(cause, RecsysError):
-            return cause
-        text = str(cause).strip().splitlines()
-        message = f"training failed on worker {rank}: {type(cause).__name__}: {text[-1] if text else ''}"
-        is_full = any(sign in str(cause) for sign in _DISK_IS_FULL)
-        return StageError(message, remedy=f"free space there, then {resume}" if is_full else resume)
-    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-        cluster = args.recipe.cluster
-        return StageError(
-            f"training stopped: {describe_missing(cluster)}; waited {cluster.start_timeout_s:g} s",
-            remedy=f"add a node, or lower cluster.num_workers or set cluster.min_workers, then {resume}",
-        )
-    return StageError(f"training failed: {error}", remedy=resume)

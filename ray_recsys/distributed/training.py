@@ -6,6 +6,7 @@ a lost driver `resume` continues. What a worker does is in `train_worker`.
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from ray_recsys.core.models.fusion import Branch, branch_recipes
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
-from ray_recsys.core.training.checkpoint import read_progress, write_curves
+from ray_recsys.core.training.checkpoint import read_progress
+from ray_recsys.core.training.curves import write_curves, write_plot
 from ray_recsys.core.training.run import (
     CURVES,
+    CURVES_PLOT,
     LAST,
     MODEL,
     RAY_STORAGE,
@@ -25,23 +28,34 @@ from ray_recsys.core.training.run import (
     RunManifest,
     TrainResult,
     can_resume,
+    check_refit,
     finish_run,
     is_unfinished,
     leased,
+    read_start,
     start_of,
     start_run,
 )
 from ray_recsys.core.training.trainer import Progress
+from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.distributed.resources import require_workers
 from ray_recsys.distributed.train_stage import run_stage
 from ray_recsys.distributed.train_worker import WorkerArgs
-from ray_recsys.progress import Reporter, silent
+from ray_recsys.progress import Reporter, Warned, silent
+from ray_recsys.trackers.tracker import tracked
 
 
 def train(
-    data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool = False, report: Reporter = silent
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    executor: Executor,
+    *,
+    resume: bool = False,
+    warm_start: Path | None = None,
+    report: Reporter = silent,
 ) -> TrainResult:
     """Trains the recipe's model, whichever it is, and leaves a finished run.
 
@@ -51,17 +65,22 @@ def train(
         recipe: Model, feed, train, cluster and seed.
         executor: For models that are fitted without epochs.
         resume: Resume the unfinished run at `output`; a finished one is left as it is.
+        warm_start: Bundle whose weights a new run begins with; a resumed run keeps its own.
         report: Gets an event per epoch.
 
     Raises:
-        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` or the bundle cannot
+            be read or do not fit the recipe.
+        InputError: `warm_start` for a model that is fitted without epochs.
         ClusterError: The cluster has too few CPUs or GPUs.
+        RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
     prepared = PreparedSet.open(data)
+    start = None if warm_start is None else WarmStart.open(warm_start, recipe)
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, resume=resume, report=report)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
+        return _fit_tracked(prepared, output, recipe, executor, resume=resume, report=report)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, warm_start=start, report=report)
 
 
 def refit(
@@ -87,9 +106,23 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, report=report)
+        return _fit_tracked(prepared, output, recipe, executor, resume=False, report=report)
     chosen = _Chosen(read_progress(run.path / LAST), run.manifest.branch_epochs)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=False, report=report, chosen=chosen)
+    start = run.manifest.warm_start
+    return train_by_gradient(
+        prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+    )
+
+
+def _fit_tracked(
+    prepared: PreparedSet, output: Path, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
+) -> TrainResult:
+    is_new = not resume or is_unfinished(output)
+    result = fit(prepared, output, recipe, executor, resume=resume, report=report)
+    if is_new:
+        with tracked(result.run, recipe, report) as tracking:
+            tracking.finish(result.metrics)
+    return result
 
 
 def train_by_gradient(
@@ -99,6 +132,7 @@ def train_by_gradient(
     *,
     resume: bool,
     report: Reporter,
+    warm_start: WarmStart | None = None,
     chosen: "_Chosen | None" = None,
 ) -> TrainResult:
     """Trains until early stopping or the last epoch; see `train`.
@@ -109,10 +143,12 @@ def train_by_gradient(
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
+        warm_start: What a new run begins with.
         chosen: What a training has chosen; only the refit is left to do.
     """
     start_s = time.perf_counter()
-    start = start_of(prepared, recipe)
+    check_refit(prepared, recipe)
+    start = start_of(prepared, recipe, warm_start)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
@@ -125,8 +161,17 @@ def train_by_gradient(
     with leased(output):
         if not is_unfinished(output):  # by another process, while this one waited for nothing
             return TrainResult.of(output, Run.open(output).manifest, start_s)
-        args = WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources)
-        manifest = _train_and_export(args, chosen, report)
+        started = read_start(output)
+        if started.warm_start is not None and started.warm_start.refit and chosen is None:
+            report(
+                Warned(f"{started.warm_start.version} was refit: it has seen held-out items, validation is too good")
+            )
+        args = WorkerArgs(
+            data=prepared.path, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
+        )
+        with tracked(output, recipe, report) as tracking:
+            manifest = _train_and_export(args, chosen, tracking)
+            tracking.finish(manifest.metrics)
     return TrainResult.of(output, manifest, start_s)
 
 
@@ -135,8 +180,8 @@ class _Chosen:
     """What a training on the training part alone came to; a refit repeats it with the same numbers of epochs."""
 
     progress: Progress
-    branch_epochs: dict[str, int]
-    """Best epoch of each branch that is trained by itself first."""
+    branch_epochs: Mapping[str, int]
+    """Best epoch of each branch that was trained by itself first."""
 
 
 def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> RunManifest:
@@ -153,6 +198,8 @@ def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter
 def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Path, _Chosen]:
     """Trains the branches that the recipe wants trained first, then the whole model.
 
+    A warm start begins with a whole model: then no branch is trained.
+
     Args:
         args: Of the whole model.
         chosen: Numbers of epochs for a refit on everything; None: validation chooses them.
@@ -161,17 +208,17 @@ def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) ->
     Returns:
         The last checkpoint of the whole model, and what was chosen.
     """
+    recipes = branch_recipes(args.recipe) if args.warm_start is None else {}
     branches: dict[Branch, Path] = {}
     branch_epochs: dict[str, int] = {}
-    for branch, recipe in branch_recipes(args.recipe).items():
+    for branch, recipe in recipes.items():
         refit_epochs = None if chosen is None else chosen.branch_epochs[branch]
         report(f"pre-training the {branch.upper()} branch")
         stage = args.model_copy(update={"recipe": recipe, "branch": branch, "refit_epochs": refit_epochs})
         checkpoint = run_stage(stage, report)
         branches[branch], branch_epochs[branch] = checkpoint / checkpoints.BEST, read_progress(checkpoint).best_epoch
     if branches:
-        names = " and ".join(branch.upper() for branch in branches)
-        report(f"training NeuMF from its pre-trained {names}")
+        report(f"training NeuMF from its pre-trained {' and '.join(branch.upper() for branch in branches)}")
     refit_epochs = None if chosen is None else chosen.progress.best_epoch
     checkpoint = run_stage(args.model_copy(update={"branches": branches, "refit_epochs": refit_epochs}), report)
     return checkpoint, _Chosen(read_progress(checkpoint), branch_epochs)
@@ -185,6 +232,7 @@ def _export(checkpoint: Path, chosen: _Chosen, output: Path, *, is_refit: bool) 
     shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
     progress = chosen.progress
     write_curves(output / CURVES, progress.records)
+    write_plot(output / CURVES_PLOT, progress.records)
     manifest = finish_run(
         output,
         num_epochs=progress.num_epochs,

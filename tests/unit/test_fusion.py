@@ -1,5 +1,6 @@
 """NeuMF from trained branches: the fused logits are the weighted sum of the branches', and the branches' recipes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ray_recsys.config import GMFRecipe, MFRecipe, MLPRecipe, PretrainRecipe, Recipe
+from ray_recsys.config import MFRecipe, MLPRecipe, NeuMFRecipe, PretrainRecipe, Recipe
 from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe
-from ray_recsys.core.models.contract import Model
-from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse
-from ray_recsys.core.models.mf import MF
+from ray_recsys.core.arrays import Float32s
+from ray_recsys.core.models.contract import GradientModel, Model
+from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.neumf import NeuMF
-from ray_recsys.core.models.registry import load_model
+from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.distributed.tuning import search_space
 from ray_recsys.errors import RecipeError
+from tests.factories import make_prepared_set
 
-USERS, ITEMS = 7, 11
 MODEL = {"embedding_dim": 4, "mlp_layers": [6, 3], "init_std": 0.5, "layer_norm": True}
 
 
@@ -25,27 +27,34 @@ def recipe_of(pretrain: dict[str, Any], **model: Any) -> Recipe:
     return parse_recipe({"model": {**MODEL, **model, "pretrain": pretrain}}, "test")
 
 
-def trained_branches(recipe: Recipe, directory: Path) -> dict[Branch, Model]:
-    """Returns the branches with random weights, biases included, read back from their files."""
+Trained = tuple[dict[Branch, Model], dict[Branch, Mapping[str, Float32s]]]
+
+
+def trained_branches(recipe: Recipe, prepared: PreparedSet) -> Trained:
+    """Returns branches with random weights, biases included, and their parameters read from their files."""
     models: dict[Branch, Model] = {}
+    parameters: dict[Branch, Mapping[str, Float32s]] = {}
     for branch, its in branch_recipes(recipe).items():
-        model: MF | NeuMF
-        if isinstance(its.model, MFRecipe | GMFRecipe):
-            model = MF(USERS, ITEMS, its.model)
-        else:
-            assert isinstance(its.model, MLPRecipe)
-            model = NeuMF(USERS, ITEMS, its.model)
+        model = build(prepared, its)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape))
-        (directory / branch).mkdir()
-        model.export().save(directory / branch)
-        models[branch] = load_model(directory / branch)
-    return models
+        files = prepared.path.parent / branch
+        files.mkdir()
+        models[branch] = model.export()
+        models[branch].save(files)
+        parameters[branch] = read_branch(prepared, its, files)
+    return models, parameters
+
+
+def build(prepared: PreparedSet, recipe: Recipe) -> GradientModel:
+    make = MODELS[recipe.model.name].build
+    assert make is not None
+    return make(prepared, recipe)
 
 
 def scores(model: Model) -> Any:
-    return model.scores(model.users(np.arange(USERS)))
+    return model.scores(model.users(np.arange(model.num_users)))
 
 
 @pytest.mark.parametrize("gmf_model", ["mf", "gmf"])
@@ -56,26 +65,29 @@ def test_fused_logits_are_the_weighted_sum_of_the_branches(
 ) -> None:
     from_scratch = {name: "none" for name in ("gmf", "mlp") if name not in branches.split()}
     recipe = recipe_of({"alpha": 0.3, "gmf_model": gmf_model, **from_scratch}, gmf_output=gmf_output)
-    trained = trained_branches(recipe, tmp_path)
-    fused = NeuMF(USERS, ITEMS, recipe.model)  # type: ignore[arg-type]
+    prepared = make_prepared_set(tmp_path / "data")
+    models, parameters = trained_branches(recipe, prepared)
+    fused = build(prepared, recipe)
+    assert isinstance(fused, NeuMF)
     with torch.no_grad():
         (fused.mlp_output if branches == "gmf" else fused.user_gmf).zero_()  # a branch from scratch adds its own
-    fuse(fused, trained, recipe.model.pretrain)  # type: ignore[union-attr, arg-type]
-    shares = {"gmf mlp": (0.3, 0.7), "gmf": (1, 0), "mlp": (0, 1)}[branches]
-    expected = sum(
-        share * scores(trained[name])  # type: ignore[index]
-        for name, share in zip(("gmf", "mlp"), shares, strict=True)
-        if share
-    )
+    assert isinstance(recipe.model, NeuMFRecipe)
+    assert recipe.model.pretrain is not None
+    fuse(fused, parameters, recipe.model.pretrain)
+    shares: dict[Branch, float] = {"gmf": 0.3, "mlp": 0.7} if len(models) > 1 else dict.fromkeys(models, 1.0)
+    expected = sum(shares[name] * scores(model) for name, model in models.items())
     np.testing.assert_allclose(scores(fused.export()), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_recent_items_keep_their_initial_weights() -> None:
+def test_recent_items_keep_their_initial_weights(tmp_path: Path) -> None:
     recipe = recipe_of({"mlp": "none"}, recent_items=3)
-    fused = NeuMF(USERS, ITEMS, recipe.model)  # type: ignore[arg-type]
-    before = fused.recent.items.clone()  # type: ignore[union-attr]
-    fuse(fused, {"gmf": MF(USERS, ITEMS, GMFRecipe(embedding_dim=4)).export()}, PretrainRecipe())
-    assert torch.equal(fused.recent.items, before)  # type: ignore[union-attr]
+    prepared = make_prepared_set(tmp_path / "data")
+    fused = build(prepared, recipe)
+    assert isinstance(fused, NeuMF)
+    assert fused.recent is not None
+    before = fused.recent.items.clone()
+    fuse(fused, trained_branches(recipe, prepared)[1], PretrainRecipe())
+    assert torch.equal(fused.recent.items, before)
 
 
 def test_branches_have_neumfs_shape_and_their_own_training() -> None:

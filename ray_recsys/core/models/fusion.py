@@ -8,17 +8,21 @@ Source: He et al.: Neural Collaborative Filtering, WWW 2017, section 3.4.1, equa
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ray_recsys.config import GMFRecipe, MFRecipe, MLPRecipe, NeuMFRecipe, PretrainRecipe, Recipe
-from ray_recsys.core.models.contract import GradientModel, Model
-from ray_recsys.core.models.mf import TrainedMF
+from ray_recsys.core.arrays import Float32s
+from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.neumf import NeuMF
-from ray_recsys.core.models.neumf_inference import TrainedNeuMF
+from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.prepared import PreparedSet
 
 Branch = Literal["gmf", "mlp"]
+_MLP_PARAMETERS = ("user_mlp", "item_mlp", "user_half", "item_half", "hidden", "norms")
 
 
 def branch_recipes(recipe: Recipe) -> dict[Branch, Recipe]:
@@ -42,47 +46,60 @@ def _branch_model(model: NeuMFRecipe, branch: Branch, pretrain: PretrainRecipe) 
     return MLPRecipe(**{name: getattr(model, name) for name in MLPRecipe.model_fields if name != "name"})
 
 
+def read_branch(prepared: PreparedSet, recipe: Recipe, files: Path) -> Mapping[str, Float32s]:
+    """Returns the parameters of a trained branch.
+
+    Args:
+        prepared: The set that it was trained on.
+        recipe: Its own, of `branch_recipes`.
+        files: Directory of the trained model.
+
+    Raises:
+        IntegrityError: A file is missing or damaged.
+    """
+    build = MODELS[recipe.model.name].build
+    assert build is not None
+    return build(prepared, recipe).parameters_of(files)
+
+
 @torch.no_grad()
-def fuse(model: GradientModel, branches: Mapping[Branch, Model], pretrain: PretrainRecipe) -> None:
+def fuse(model: GradientModel, branches: Mapping[Branch, Mapping[str, Float32s]], pretrain: PretrainRecipe) -> None:
     """Replaces the initial weights of an untrained NeuMF by those of its trained branches.
 
     Args:
         model: The NeuMF.
-        branches: The trained models of `branch_recipes`.
+        branches: Parameters of each trained branch, of `read_branch`.
         pretrain: Its alpha.
     """
     assert isinstance(model, NeuMF)
-    gmf_share, mlp_share = (pretrain.alpha, 1 - pretrain.alpha) if len(branches) > 1 else (1.0, 1.0)
     for table in (model.user_bias, model.item_bias, model.global_bias):
         table.zero_()
-    if (gmf := branches.get("gmf")) is not None:
-        assert isinstance(gmf, TrainedMF)
-        _take_gmf(model, gmf, gmf_share)
-    if (mlp := branches.get("mlp")) is not None:
-        assert isinstance(mlp, TrainedNeuMF)
-        _take_mlp(model, mlp.network, mlp_share)
+    gmf_share, mlp_share = (pretrain.alpha, 1 - pretrain.alpha) if len(branches) > 1 else (1.0, 1.0)
+    for branch, arrays in branches.items():
+        share = gmf_share if branch == "gmf" else mlp_share
+        parameters = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
+        for name in ("user_bias", "item_bias", "global_bias"):
+            getattr(model, name).add_(parameters[name], alpha=share)
+        if branch == "gmf":
+            _take_gmf(model, parameters, share)
+        else:
+            _take_mlp(model, parameters, share)
 
 
-def _take_gmf(model: NeuMF, branch: TrainedMF, share: float) -> None:
-    parameters = branch.parameters()
+def _take_gmf(model: NeuMF, parameters: Mapping[str, Tensor], share: float) -> None:
+    output = parameters.get("output", torch.ones(model.recipe.gmf_dim)) * share
+    users = parameters["user_vectors"]
     if model.gmf_output is None:
-        model.user_gmf.copy_(parameters.user_vectors * share)
+        model.user_gmf.copy_(users * output)
     else:
-        model.user_gmf.copy_(parameters.user_vectors)
-        model.gmf_output.fill_(share)
-    model.item_gmf.copy_(parameters.item_vectors)
-    model.user_bias.add_(parameters.user_bias, alpha=share)
-    model.item_bias.add_(parameters.item_bias, alpha=share)
+        model.user_gmf.copy_(users)
+        model.gmf_output.copy_(output)
+    model.item_gmf.copy_(parameters["item_vectors"])
 
 
-def _take_mlp(model: NeuMF, branch: NeuMF, share: float) -> None:
-    for name in ("user_mlp", "item_mlp", "user_half", "item_half", "hidden", "norms"):
-        mine, theirs = getattr(model, name), getattr(branch, name)
-        if isinstance(mine, torch.nn.Module):
-            mine.load_state_dict(theirs.state_dict())
-        elif mine is not None:
-            mine.copy_(theirs)
-    model.mlp_output.copy_(branch.mlp_output * share)
-    model.user_bias.add_(branch.user_bias, alpha=share)
-    model.item_bias.add_(branch.item_bias, alpha=share)
-    model.global_bias.add_(branch.global_bias, alpha=share)
+def _take_mlp(model: NeuMF, parameters: Mapping[str, Tensor], share: float) -> None:
+    state = model.state_dict()
+    for name, values in parameters.items():
+        if name.split(".")[0] in _MLP_PARAMETERS:
+            state[name].copy_(values)
+    model.mlp_output.copy_(parameters["mlp_output"] * share)

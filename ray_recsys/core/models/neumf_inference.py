@@ -53,11 +53,6 @@ class TrainedNeuMF:
             self._items = torch.cat(parts, dim=1).cpu()
         self._block = max(1, _BLOCK_VALUES // network.recipe.mlp_layers[0])
 
-    @property
-    def network(self) -> "NeuMF":
-        """The weights, not to be changed."""
-        return self._network
-
     @torch.inference_mode()
     def users(self, user_idx: Int64s) -> UserFactors:
         """Returns the factors of trained users, float32[B, D + H1 + 2]."""
