@@ -40,6 +40,8 @@ from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
 from ray_recsys.progress import EpochFinished
+from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -49,8 +51,8 @@ class WorkerArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    data: Path
-    run: Path
+    data: Location
+    run: Location
     recipe: Recipe
     resources: FeedResources
     refit_epochs: int | None = None
@@ -63,9 +65,10 @@ class WorkerArgs(BaseModel):
         """What names this training's part of Ray's storage."""
         return "train" if self.refit_epochs is None else "refit"
 
-    def checkpoint_roots(self) -> list[Path]:
+    def checkpoint_roots(self) -> list[Location]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
-        return sorted((self.run / RAY_STORAGE).glob(f"{self.stage}-*"))
+        storage = self.run / RAY_STORAGE
+        return [storage / name for name in list_folder(storage) if name.startswith(f"{self.stage}-")]
 
 
 def train_worker(config: dict[str, Any]) -> Any:

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,7 +24,8 @@ from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
-from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress, write_curves
+from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress, verify_checkpoint, write_curves
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     CURVES,
     LAST,
@@ -38,8 +38,8 @@ from ray_recsys.core.training.run import (
     check_refit,
     finish_run,
     is_unfinished,
-    leased,
     read_start,
+    run_directory,
     start_of,
     start_run,
 )
@@ -53,6 +53,8 @@ from ray_recsys.distributed.resources import describe_missing, require_workers
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.files import delete_tree
+from ray_recsys.storage.location import Location, LocationLike
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # read by Ray's controller
 _START_ATTEMPTS = 2
@@ -60,20 +62,20 @@ _DISK_IS_FULL = ("No space left", "os error 28", "file write failed", "unexpecte
 
 
 def train(
-    data: Path,
-    output: Path,
+    data: LocationLike,
+    output: LocationLike,
     recipe: Recipe,
     executor: Executor,
     *,
     resume: bool = False,
-    warm_start: Path | None = None,
+    warm_start: LocationLike | None = None,
     report: Reporter = silent,
 ) -> TrainResult:
     """Trains the recipe's model, whichever it is, and leaves a finished run.
 
     Args:
-        data: A prepared set, on storage that all workers see.
-        output: The run to write, on storage that all workers see.
+        data: A prepared set, in storage that all workers reach.
+        output: The run to write, in storage that all workers reach.
         recipe: Model, feed, train, cluster and seed.
         executor: For models that are fitted without epochs.
         resume: Resume the unfinished run at `output`; a finished one is left as it is.
@@ -88,15 +90,21 @@ def train(
         RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
-    prepared = PreparedSet.open(data)
+    prepared, location = PreparedSet.open(data), Location.of(output)
     start = None if warm_start is None else WarmStart.open(warm_start, recipe)
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, resume=resume, report=report)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, warm_start=start, report=report)
+        return fit(prepared, location, recipe, executor, resume=resume, report=report)
+    return train_by_gradient(prepared, location, recipe, resume=resume, warm_start=start, report=report)
 
 
 def refit(
-    finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter = silent
+    finished: LocationLike,
+    data: LocationLike,
+    output: LocationLike,
+    cluster: ClusterRecipe,
+    executor: Executor,
+    *,
+    report: Reporter = silent,
 ) -> TrainResult:
     """Trains a finished run's model again on everything, held-out interactions included, into a new run.
 
@@ -118,16 +126,16 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, report=report)
-    chosen, start = read_progress(run.path / LAST), run.manifest.warm_start
+        return fit(prepared, Location.of(output), recipe, executor, report=report)
+    chosen, start = read_progress(run.location / LAST), run.manifest.warm_start
     return train_by_gradient(
-        prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+        prepared, Location.of(output), recipe, resume=False, warm_start=start, report=report, chosen=chosen
     )
 
 
 def train_by_gradient(
     prepared: PreparedSet,
-    output: Path,
+    output: Location,
     recipe: Recipe,
     *,
     resume: bool,
@@ -139,7 +147,7 @@ def train_by_gradient(
 
     Args:
         prepared: The prepared set.
-        output: The run to write, an absolute path.
+        output: The run to write.
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
@@ -163,7 +171,7 @@ def train_by_gradient(
             return TrainResult.of(output, Run.open(output).manifest, start_s)
         started = read_start(output)
         args = WorkerArgs(
-            data=prepared.path, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
+            data=prepared.location, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
         )
         manifest = _train_and_export(args, chosen, report)
     return TrainResult.of(output, manifest, start_s)
@@ -202,7 +210,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
         return [callback for callback in default if not isinstance(callback, unused)]
 
 
-def _fit(args: WorkerArgs, report: Reporter) -> Path:
+def _fit(args: WorkerArgs, report: Reporter) -> Location:
     """Runs Ray Train to the end; returns the last checkpoint, whose every file was checked.
 
     Each attempt has a storage of its own: what a killed one was writing is never read as Ray's own state.
@@ -221,7 +229,7 @@ def _fit(args: WorkerArgs, report: Reporter) -> Path:
             ),
             run_config=ray.train.RunConfig(
                 name=f"{args.stage}-{len(args.checkpoint_roots()) + 1:04d}",
-                storage_path=str(args.run / RAY_STORAGE),
+                **ray_storage(args.run / RAY_STORAGE),
                 failure_config=_V2.FailureConfig(
                     max_failures=cluster.max_failures,
                     controller_failure_limit=-1 if cluster.wait_for_nodes else _START_ATTEMPTS - 1,
@@ -241,6 +249,14 @@ def _fit(args: WorkerArgs, report: Reporter) -> Path:
         raise StageError(f"training is done, but {damaged[0].message}", remedy="repeat the rest with --resume")
     assert checkpoint is not None
     return checkpoint
+
+
+def ray_storage(location: Location) -> dict[str, Any]:
+    """Returns what tells Ray's RunConfig to keep its files at a location."""
+    if location.is_local:
+        return {"storage_path": str(location)}
+    filesystem, path = location.resolve()
+    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 @contextmanager
@@ -281,19 +297,21 @@ def _explain(error: ray.train.TrainingFailedError, args: WorkerArgs) -> RecsysEr
     return StageError(f"training failed: {error}", remedy=resume)
 
 
-def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: bool) -> RunManifest:
+def _export(checkpoint: Location, progress: Progress, output: Location, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
-    for name in (MODEL, LAST):
-        shutil.rmtree(output / name, ignore_errors=True)
-    shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
-    shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
-    write_curves(output / CURVES, progress.records)
-    manifest = finish_run(
-        output,
-        num_epochs=progress.num_epochs,
-        best_epoch=progress.best_epoch,
-        metrics=progress.best_metrics,
-        refit=is_refit,
-    )
-    shutil.rmtree(output / RAY_STORAGE)
+    copy = verify_checkpoint(checkpoint)
+    with run_directory(output) as directory:
+        for name in (MODEL, LAST):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        shutil.copytree(copy.path, directory / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
+        shutil.copytree(copy.path / checkpoints.BEST, directory / MODEL)
+        write_curves(directory / CURVES, progress.records)
+        manifest = finish_run(
+            directory,
+            num_epochs=progress.num_epochs,
+            best_epoch=progress.best_epoch,
+            metrics=progress.best_metrics,
+            refit=is_refit,
+        )
+    delete_tree(output / RAY_STORAGE)
     return manifest
