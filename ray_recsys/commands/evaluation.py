@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @recipe_option("--max-users", "evaluate.max_users", type=click.IntRange(min=1), help="Evaluates about this many users.")
 @click.option("--output", type=OUTPUT, metavar="FILE.parquet", help="Writes each user's ranks and best items.")
 @click.option("--two-stage", is_flag=True, help="Measures recall of N candidates with rerank, for N = 50 to 1,000.")
+@click.option("--html", type=OUTPUT, metavar="FILE", help="Writes the result as a self-contained page with plots.")
 @takes_invocation
 def evaluate(
     invocation: Invocation,
@@ -34,6 +35,7 @@ def evaluate(
     candidates: Path | None,
     output: Path | None,
     two_stage: bool,
+    html: Path | None,
 ) -> None:
     """Ranks held-out items by one or more models, beside the baselines Popularity and Random.
 
@@ -42,7 +44,11 @@ def evaluate(
     """
     from ray_recsys.core.prepared import PreparedSet
     from ray_recsys.core.workflows.evaluate import evaluate as run
+    from ray_recsys.reports.evaluation_html import write_html
+    from ray_recsys.reports.page import require_matplotlib
 
+    if html is not None:
+        require_matplotlib()
     with invocation.connect() as executor:
         result = run(
             models,
@@ -56,6 +62,9 @@ def evaluate(
             two_stage=two_stage,
             report=invocation.report,
         )
+    if html is not None:
+        write_html(result, data, html)
+        invocation.report(f"the page is {html}")
     invocation.answer(result, *evaluation_tables(result))
 
 

@@ -92,7 +92,7 @@ def prepare(
     size = sum(file.bytes for file in files)
     report(f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {len(chunks)} chunk(s)")
     with draft(location, overwrite=overwrite) as root, _staging(root) as staging:
-        manifest = _write(root, staging, chunks, side, recipe, executor, identity=identity, report=report)
+        manifest = _write(root, chunks, side, recipe, executor, staging=staging, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
 
@@ -108,14 +108,12 @@ def _test_files(test: Sequence[str], recipe: Recipe) -> list[LogFile]:
 
 @contextmanager
 def _staging(root: Location) -> Iterator[Path]:
-    """Yields a new directory for rows on their way: inside a local draft, else on this node's disk."""
-    if not root.is_local:
-        with scratch_directory() as directory:
-            yield directory
+    """Yields a directory to make for rows on their way: inside a local draft, else on this node's disk."""
+    if root.is_local:
+        yield Path(root / "staging")
         return
-    directory = Path(root / "staging")
-    directory.mkdir()
-    yield directory
+    with scratch_directory() as directory:
+        yield directory / "staging"
 
 
 def _finished(output: Location, identity: str, recipe: Recipe) -> PreparedManifest | None:
@@ -145,12 +143,12 @@ def _check_replaceable(output: Location) -> None:
 
 def _write(
     root: Location,
-    staging: Path,
     chunks: Sequence[LogChunk],
     side: pa.Table | None,
     recipe: Recipe,
     executor: Executor,
     *,
+    staging: Path,
     identity: str,
     report: Reporter,
 ) -> PreparedManifest:

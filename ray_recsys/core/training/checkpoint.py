@@ -7,10 +7,9 @@ best/                    the trained model of the best epoch, as `Model.save` wr
 manifest.json            size and sha256 of every file above
 """
 
-import csv
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ray_recsys.core.artifact import local_copy, read_manifest, write_manifest
-from ray_recsys.core.training.trainer import EpochRecord, Progress, Trainer
+from ray_recsys.core.training.trainer import Progress, Trainer
 from ray_recsys.errors import ArtifactError, IntegrityError
 from ray_recsys.storage.cache import LocalCopy
-from ray_recsys.storage.files import list_folder, read_bytes, written_file
+from ray_recsys.storage.files import list_folder, read_bytes
 from ray_recsys.storage.location import Location, LocationLike
 
 KIND = "checkpoint"
@@ -124,18 +123,3 @@ def read_progress(directory: LocationLike) -> Progress:
         return _PROGRESS.validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"{file} cannot be read: {error}") from error
-
-
-def write_curves(file: LocationLike, records: Sequence[EpochRecord]) -> None:
-    """Writes one line per epoch, atomically."""
-    names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    with (
-        written_file(Location.of(file), durable=False) as path,
-        path.open("w", newline="", encoding="utf8") as text,
-    ):
-        writer = csv.writer(text)
-        writer.writerow(["epoch", "loss", *names, "samples_per_s", "train_s", "validate_s"])
-        for record in records:
-            metrics = [f"{record.metrics[name]:.6f}" if name in record.metrics else "" for name in names]
-            times = [f"{record.samples_per_s:.0f}", f"{record.train_s:.3f}", f"{record.validate_s:.3f}"]
-            writer.writerow([record.epoch, f"{record.loss:.6f}", *metrics, *times])

@@ -5,9 +5,12 @@ recipe.toml              the recipe, as `--recipe` reads it
 model/                   the trained model: of the best epoch on validation, or as fitted
 last/                    checkpoint of the last epoch (only of models trained by gradient descent)
 curves.csv               one line per epoch (likewise)
+curves.svg               a plot of it (likewise)
 manifest.json            best epoch, its metrics, size and sha256 of every file above
 ray/                     Ray Train's storage, with the checkpoints, while the run is unfinished
 .lease                   the process that trains the run, while it is unfinished
+tensorboard/             TensorBoard's event files; like mlflow.json no part of the run that is checked
+mlflow.json              which MLflow run records this one
 """
 
 import datetime as dt
@@ -39,9 +42,14 @@ SCHEMA_VERSION = 2
 STARTED = "started.json"
 RECIPE = "recipe.toml"
 CURVES = "curves.csv"
+CURVES_PLOT = "curves.svg"
 MODEL = "model"
 LAST = "last"
 RAY_STORAGE = "ray"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow.json"
+
+_NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
@@ -276,5 +284,5 @@ def finish_run(
         refit=refit,
     )
     body = manifest.model_dump(mode="json")
-    write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE, LEASE))
+    write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)
     return manifest
