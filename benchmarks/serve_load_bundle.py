@@ -40,7 +40,9 @@ def write_registry(directory: Path) -> Path:
 
 def _write_prepared(path: Path) -> PreparedSet:
     rng = np.random.default_rng(0)
-    seen = np.concatenate([rng.choice(NUM_ITEMS, ITEMS_PER_USER, replace=False) for _ in range(NUM_USERS)])
+    drawn = np.concatenate([rng.choice(NUM_ITEMS, ITEMS_PER_USER, replace=False) for _ in range(NUM_USERS)])
+    by_popularity = np.argsort(-np.bincount(drawn, minlength=NUM_ITEMS), kind="stable")
+    seen = np.argsort(by_popularity)[drawn]  # index 0 is the most popular
     histories = histories_of(0, np.arange(NUM_USERS + 1) * ITEMS_PER_USER, seen.astype(np.int32))
     ids = pa.array(np.arange(NUM_ITEMS))
     columns = {"item_id": ids, "title": ids.cast(pa.string())}
