@@ -108,3 +108,11 @@ def recipe_option(flag: str, key: str, **attributes: Any) -> Callable[[Callable[
             context.meta.setdefault(_OVERRIDES, []).append(f"{key}={value}")
 
     return click.option(flag, expose_value=False, callback=override, **attributes)
+
+
+def live_bundle(path: Path) -> Path:
+    """Returns the path of a registry's live bundle; any other path as it is."""
+    from ray_recsys.core.recommending.registry import CURRENT, Registry
+
+    registry = Registry(path)
+    return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_option, takes_invocation
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import InputError
 
 if TYPE_CHECKING:
+    from ray_recsys.core.evaluation.result import BucketMetrics, EvaluationResult, ModelMetrics
     from ray_recsys.core.evaluation.two_stage import TwoStageResult
-    from ray_recsys.core.workflows.evaluate import BucketMetrics, EvaluationResult, ModelMetrics
 
 
 @click.command()
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="The run to write.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted run.")
 @click.option("--refit", "finished", type=INPUT, metavar="RUN", help="Trains this finished run again on everything.")
+@click.option("--warm-start", type=INPUT, metavar="BUNDLE", help="Begins with this bundle's (or registry's) weights.")
 @takes_invocation
-def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None) -> None:
+def train(
+    invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None, warm_start: Path | None
+) -> None:
     """Trains the recipe's model on a prepared set.
 
     Models with gradients are trained data-parallel by Ray Train, with checkpoints and curves; the others are fitted.
@@ -32,10 +35,13 @@ def train(invocation: Invocation, *, data: Path, output: Path, resume: bool, fin
 
     if resume and finished is not None:
         raise InputError("--resume and --refit exclude each other", remedy="resume the refit's own run with --resume")
+    if warm_start is not None and finished is not None:
+        raise InputError("--warm-start and --refit exclude each other", remedy="a refit begins as its run began")
     recipe, report = invocation.recipe, invocation.report
     with invocation.connect() as executor:
         if finished is None:
-            result = run(data, output, recipe, executor, resume=resume, report=report)
+            bundle = None if warm_start is None else live_bundle(warm_start)
+            result = run(data, output, recipe, executor, resume=resume, warm_start=bundle, report=report)
         else:
             result = refit(finished, data, output, recipe.cluster, executor, report=report)
     invocation.answer(result, facts(**_scalars(result.model_dump(mode="json"))))

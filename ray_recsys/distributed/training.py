@@ -38,10 +38,12 @@ from ray_recsys.core.training.run import (
     finish_run,
     is_unfinished,
     leased,
+    read_start,
     start_of,
     start_run,
 )
 from ray_recsys.core.training.trainer import Progress
+from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.distributed.progress_channel import progress_channel
@@ -57,7 +59,14 @@ _DISK_IS_FULL = ("No space left", "os error 28", "file write failed", "unexpecte
 
 
 def train(
-    data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool = False, report: Reporter = silent
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    executor: Executor,
+    *,
+    resume: bool = False,
+    warm_start: Path | None = None,
+    report: Reporter = silent,
 ) -> TrainResult:
     """Trains the recipe's model, whichever it is, and leaves a finished run.
 
@@ -67,17 +76,21 @@ def train(
         recipe: Model, feed, train, cluster and seed.
         executor: For models that are fitted without epochs.
         resume: Resume the unfinished run at `output`; a finished one is left as it is.
+        warm_start: Bundle whose weights a new run begins with; a resumed run keeps its own.
         report: Gets an event per epoch.
 
     Raises:
-        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` or the bundle cannot
+            be read or do not fit the recipe.
+        InputError: `warm_start` for a model that is fitted without epochs.
         ClusterError: The cluster has too few CPUs or GPUs.
         StageError: Training failed or diverged.
     """
     prepared = PreparedSet.open(data)
+    start = None if warm_start is None else WarmStart.open(warm_start, recipe)
     if MODELS[recipe.model.name].fit is not None:
         return fit(prepared, output, recipe, executor, resume=resume, report=report)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, warm_start=start, report=report)
 
 
 def refit(
@@ -104,8 +117,10 @@ def refit(
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
         return fit(prepared, output, recipe, executor, report=report)
-    chosen = read_progress(run.path / LAST)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=False, report=report, chosen=chosen)
+    chosen, start = read_progress(run.path / LAST), run.manifest.warm_start
+    return train_by_gradient(
+        prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+    )
 
 
 def train_by_gradient(
@@ -115,6 +130,7 @@ def train_by_gradient(
     *,
     resume: bool,
     report: Reporter,
+    warm_start: WarmStart | None = None,
     chosen: Progress | None = None,
 ) -> TrainResult:
     """Trains until early stopping or the last epoch; see `train`.
@@ -125,10 +141,11 @@ def train_by_gradient(
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
+        warm_start: What a new run begins with.
         chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
     """
     start_s = time.perf_counter()
-    start = start_of(prepared, recipe)
+    start = start_of(prepared, recipe, warm_start)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
@@ -141,7 +158,10 @@ def train_by_gradient(
     with leased(output):
         if not is_unfinished(output):  # by another process, while this one waited for nothing
             return TrainResult.of(output, Run.open(output).manifest, start_s)
-        args = WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources)
+        started = read_start(output)
+        args = WorkerArgs(
+            data=prepared.path, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
+        )
         manifest = _train_and_export(args, chosen, report)
     return TrainResult.of(output, manifest, start_s)
 

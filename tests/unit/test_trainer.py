@@ -10,7 +10,7 @@ import torch
 
 from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.sampling.epoch_stream import Batch

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ray_recsys.core.arrays import Float64s
 from ray_recsys.core.counter_random import derive_key
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.data_parallel import is_group
 from ray_recsys.core.training.trainer import EpochRecord, PartialEpoch, Trainer

@@ -30,6 +30,7 @@ from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.errors import ArtifactError, IntegrityError
 
 KIND = "run"
@@ -59,6 +60,8 @@ class RunStart(BaseModel):
     input_fingerprint: str
     """That of the prepared set."""
     recipe: Recipe
+    warm_start: WarmStart | None = None
+    """The bundle whose weights it began with; None: a cold start."""
 
 
 class RunManifest(RunStart):
@@ -145,11 +148,15 @@ class Run:
         return load_model(self.path / MODEL)
 
 
-def start_of(prepared: PreparedSet, recipe: Recipe) -> RunStart:
+def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None = None) -> RunStart:
     """Returns what a run on a prepared set starts with."""
     data = prepared.manifest
     return RunStart(
-        num_users=data.num_users, num_items=data.num_items, input_fingerprint=data.input_fingerprint, recipe=recipe
+        num_users=data.num_users,
+        num_items=data.num_items,
+        input_fingerprint=data.input_fingerprint,
+        recipe=recipe,
+        warm_start=warm_start,
     )
 
 
@@ -216,8 +223,10 @@ def read_start(path: Path) -> RunStart:
 def can_resume(path: Path, start: RunStart) -> bool:
     """Whether the run at `path` is unfinished.
 
+    A start without a bundle fits any run: the run's own bundle is used.
+
     Raises:
-        ArtifactError: There is no run, or it started with other data or another recipe; names what differs.
+        ArtifactError: There is no run, or it started with other data, another recipe or bundle; names what differs.
     """
     is_open = is_unfinished(path)
     before = read_start(path) if is_open else Run.open(path).manifest
@@ -230,6 +239,12 @@ def can_resume(path: Path, start: RunStart) -> bool:
         raise ArtifactError(
             f"{path} started with another recipe ({', '.join(different)})",
             remedy=f"resume with --recipe {path / RECIPE}, or train into another directory",
+        )
+    if start.warm_start is not None and start.warm_start != before.warm_start:
+        began = "without a bundle" if before.warm_start is None else f"from bundle {before.warm_start.version}"
+        raise ArtifactError(
+            f"{path} started {began}, not from {start.warm_start.version}",
+            remedy="resume without --warm-start, or train into another directory",
         )
     return is_open
 
