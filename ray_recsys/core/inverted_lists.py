@@ -22,8 +22,6 @@ def build_lists(vectors: Float32s, metric: int) -> "faiss.IndexIVFFlat":
     """Returns an inverted file of vectors, about 4 sqrt(I) lists."""
     width, num_lists = vectors.shape[1], max(1, int(4 * len(vectors) ** 0.5))
     lists = faiss.IndexIVFFlat(faiss.IndexFlat(width, metric), width, num_lists, metric)
-    lists.own_fields = True
-    lists.quantizer.this.disown()
     settings = lists.cp
     settings.niter, settings.seed = 8, SEED
     settings.min_points_per_centroid, settings.max_points_per_centroid = 1, TRAINING_PER_LIST

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models import neighbours
-from ray_recsys.core.models.contract import DenseFactors, RecallSpace
+from ray_recsys.core.models.contract import DenseFactors
 from ray_recsys.core.models.neighbours import nearest_by_cosine
 from ray_recsys.core.models.popularity import Popularity
 from ray_recsys.core.recommending.bundle import Bundle
@@ -37,7 +37,7 @@ def test_recall_is_exact_with_ties_by_index(seed: int, num_items: int, num_candi
     excluded = np.flatnonzero(rng.random(num_items) < 0.3)
     scores = vectors @ user
     order = [i for i in np.lexsort((np.arange(num_items), -scores)) if i not in set(excluded.tolist())]
-    found = CandidateIndex.build(RecallSpace(vectors)).search(DenseFactors(user[None]), num_candidates, excluded)
+    found = CandidateIndex(vectors).search(DenseFactors(user[None]), num_candidates, excluded)
     assert found.tolist() == order[:num_candidates]
 
 

@@ -92,7 +92,9 @@ def _nearest_in_lists(unit: Float32s, num_neighbours: int) -> Neighbours:
     if recall is None:
         lists.nprobe, recall = lists.nlist, 1.0
     starts = range(0, len(unit), _ROWS_AT_ONCE)
-    found = join_blocks([_without_self(lists, unit[start : start + _ROWS_AT_ONCE], start, num_kept) for start in starts])
+    found = join_blocks(
+        [_without_self(lists, unit[start : start + _ROWS_AT_ONCE], start, num_kept) for start in starts]
+    )
     return Neighbours(found.item_idx, found.scores, round(recall, 4))
 
 

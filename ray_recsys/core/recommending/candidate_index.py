@@ -103,10 +103,7 @@ class CandidateIndex:
         counts = zip(num_candidates, excluded, strict=True)
         wanted = [min(count + len(items), self.num_items) for count, items in counts]
         query = self._query(users)
-        if self._lists is None:
-            found = self._search_exactly(query, wanted)
-        else:
-            found = self._search_lists(query, wanted)
+        found = self._search_exactly(query, wanted) if self._lists is None else self._search_lists(query, wanted)
         return [
             (items[~np.isin(items, out)] if out.size else items)[:count].astype(np.int32)
             for items, out, count in zip(found, excluded, num_candidates, strict=True)
@@ -133,7 +130,7 @@ class CandidateIndex:
         """Returns the best of each query that its probes find: `wanted` many, by more probes if they are too few."""
         num_probes, most = int(self._lists.nprobe), int(self._lists.nlist)
         while True:
-            settings = faiss.SearchParametersIVF(nprobe=num_probes)
+            settings = faiss.SearchParametersIVF(nprobe=num_probes)  # type: ignore[call-arg]  # Faiss adds it
             scores, items = self._lists.search(query, max(wanted), params=settings)
             num_found = (items >= 0).sum(axis=1)
             if num_probes == most or (num_found >= wanted).all():

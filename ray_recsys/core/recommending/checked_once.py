@@ -37,6 +37,7 @@ def check_once(name: str, directory: Path, check: Callable[[], None]) -> None:
         check()
         if stamp is not None:
             os.pwrite(stamp, _PASSED, 0)
+            _remove_old(_home())
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def _locked(path: Path | None) -> Iterator[int | None]:
 
 def _stamp_path(name: str, directory: Path) -> Path | None:
     """Returns the stamp of a check of files as they are; None: the node has no directory of this user's own."""
-    home = Path(tempfile.gettempdir()) / f"ray_recsys-checked-{os.getuid()}"
+    home = _home()
     try:
         home.mkdir(mode=0o700, exist_ok=True)
         state = home.lstat()
@@ -63,8 +64,11 @@ def _stamp_path(name: str, directory: Path) -> Path | None:
         return None
     if state.st_uid != os.getuid() or state.st_mode & 0o077 or home.is_symlink():
         return None
-    _remove_old(home)
     return home / hashlib.sha256(json.dumps([name, _software(), _files(directory)]).encode()).hexdigest()
+
+
+def _home() -> Path:
+    return Path(tempfile.gettempdir()) / f"ray_recsys-checked-{os.getuid()}"
 
 
 def _files(directory: Path) -> list[tuple[str | int, ...]]:

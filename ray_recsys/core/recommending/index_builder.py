@@ -1,32 +1,16 @@
-"""Chooses how recall searches a bundle's item vectors: every item while that is quick, else lists tuned on its users."""
+"""Chooses how recall searches a bundle's item vectors: all of them while that is quick, else tuned lists."""
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import BundleRecipe
 from ray_recsys.core.arrays import Float32s
 from ray_recsys.core.inverted_lists import SEED, build_lists, tune
 from ray_recsys.core.models.contract import DenseFactors, Model, RecallSpace
+from ray_recsys.core.recommending.bundle import RecallReport
 from ray_recsys.core.recommending.candidate_index import CandidateIndex
 
 NUM_SAMPLED = 256  # users
-
-
-class RecallReport(BaseModel):
-    """How recall searches, and what that costs in candidates."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    method: str
-    """exact: every item is scored; lists: an inverted file; model: the recall model ranks the catalogue itself."""
-    num_lists: int | None = None
-    num_probes: int | None = None
-    """Lists that a query reads."""
-    recall: float = 1.0
-    """Part of the exact candidates that are found, the mean of sampled users."""
-    num_candidates: int | None = None
-    """Number of candidates that `recall` was measured at."""
 
 
 def build_index(model: Model, space: RecallSpace, recipe: BundleRecipe) -> tuple[CandidateIndex, RecallReport]:

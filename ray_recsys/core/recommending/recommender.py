@@ -84,14 +84,12 @@ class Recaller:
         """Returns the candidates of each query; those that need nothing but the index are searched in one pass."""
         prepared = [self._prepare(query) for query in queries]
         plain = [row for row, (query, one) in enumerate(zip(queries, prepared, strict=True)) if _is_plain(query, one)]
+        found: dict[int, Int32s] = {}
         if len(plain) > 1 and isinstance(self._recall, CandidateIndex):
             users = DenseFactors(np.concatenate([_dense(prepared[row].recall_user) for row in plain]))
             counts = [max(queries[row].num_candidates, queries[row].k) for row in plain]
-            found = dict(
-                zip(plain, self._recall.search_all(users, counts, [prepared[row].excluded for row in plain]), strict=True)
-            )
-        else:
-            found = {}
+            together = self._recall.search_all(users, counts, [prepared[row].excluded for row in plain])
+            found = dict(zip(plain, together, strict=True))
         return [
             Candidates(found[row] if row in found else self._search(query, one), one.source, one.user)
             for row, (query, one) in enumerate(zip(queries, prepared, strict=True))
