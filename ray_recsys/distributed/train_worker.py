@@ -26,8 +26,8 @@ from ray_recsys.core.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    write_curves,
 )
+from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
@@ -39,7 +39,7 @@ from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
-from ray_recsys.progress import EpochFinished
+from ray_recsys.progress import EpochFinished, Warned
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -147,7 +147,7 @@ class _Reporter:
         if self.rank == 0:
             found, damaged = newest_checkpoint(self.args.checkpoint_roots())
             for error in damaged:
-                self.progress.send(f"a damaged checkpoint is left out: {error.message}")
+                self.progress.send(Warned(f"a damaged checkpoint is left out: {error.message}"))
         found = ray.train.collective.broadcast_from_rank_zero(found)
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
@@ -196,6 +196,7 @@ class _Reporter:
             loss=record.loss,
             samples_per_s=record.samples_per_s,
             metric=label if label in record.metrics else None,
-            value=record.metrics.get(label, 0.0),
+            metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
+            is_refit=self.args.refit_epochs is not None,
         )

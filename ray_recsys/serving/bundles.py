@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import Stage, check_answers, check_bundle, read_smoke
-from ray_recsys.core.recommending.registry import Hold, Registry
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import InputError, RegistryError
+from ray_recsys.storage.locks import Hold
 
 NUM_KEPT = 2  # the live version, and the previous one for requests in flight
 S = TypeVar("S", bound=Stage | None)

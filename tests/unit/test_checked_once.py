@@ -100,6 +100,6 @@ def test_each_stage_alone_passes_the_smoke_queries_and_notices_its_own_fault(tmp
     user, source = reranker.factors(query)
     assert reranker.rerank(query, Candidates(found.item_idx, source, user)).source == "two-stage"
     np.testing.assert_array_equal(user.values, found.user.values)  # type: ignore[union-attr]
-    recaller._recall.vectors = -recaller._recall.vectors  # type: ignore[attr-defined]
+    recaller._recall._tensor.neg_()  # type: ignore[attr-defined]
     with pytest.raises(BundleRefusedError, match="candidates"):
         check_answers(recaller, smoke)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
+import torch
 
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.models.contract import DenseFactors, Model, UserFactors
@@ -29,7 +30,7 @@ class Recall(Protocol):
         Args:
             user: Factors of one user, of the recall model.
             num_candidates: C; fewer are returned only where fewer items are eligible.
-            excluded: Distinct indices of items that are not eligible.
+            excluded: Distinct indices of items that are not eligible, ascending.
             allowed: Distinct indices; None: all items that are not excluded are eligible, otherwise only these.
         """
         ...
@@ -48,6 +49,7 @@ class CandidateIndex:
 
     def __init__(self, vectors: Float32s, lists: Any = None) -> None:
         self.vectors, self._lists = vectors, lists
+        self._tensor = torch.from_numpy(vectors)
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -57,7 +59,7 @@ class CandidateIndex:
             IntegrityError: They cannot be read, or do not belong together.
         """
         try:
-            vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
+            vectors = np.load(directory / VECTORS, mmap_mode="c", allow_pickle=False)
             has_lists = (directory / LISTS).is_file()
             lists = faiss.read_index(str(directory / LISTS), faiss.IO_FLAG_MMAP) if has_lists else None
         except (OSError, ValueError, RuntimeError) as error:
@@ -83,7 +85,7 @@ class CandidateIndex:
     ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
-        Excluded items cannot displace others, because as many more are asked for.
+        Excluded items cannot displace others: lists are asked for as many more.
         """
         if allowed is not None:
             items = np.setdiff1d(allowed, excluded, assume_unique=True)
@@ -98,33 +100,22 @@ class CandidateIndex:
         Args:
             users: Factors of B users.
             num_candidates: C of each.
-            excluded: Distinct indices of items that are not eligible, of each.
+            excluded: Distinct indices of items that are not eligible, ascending, of each.
         """
-        counts = zip(num_candidates, excluded, strict=True)
-        wanted = [min(count + len(items), self.num_items) for count, items in counts]
         query = self._query(users)
-        found = self._search_exactly(query, wanted) if self._lists is None else self._search_lists(query, wanted)
-        return [
-            (items[~np.isin(items, out)] if out.size else items)[:count].astype(np.int32)
-            for items, out, count in zip(found, excluded, num_candidates, strict=True)
-        ]
+        if self._lists is None:
+            scores = torch.mm(torch.from_numpy(query), self._tensor.T).numpy()
+            return [
+                _best_eligible(row, out, count)
+                for row, out, count in zip(scores, excluded, num_candidates, strict=True)
+            ]
+        wanted = [min(count + len(out), self.num_items) for count, out in zip(num_candidates, excluded, strict=True)]
+        rows = zip(self._search_lists(query, wanted), excluded, num_candidates, strict=True)
+        return [_without(items, out)[:count].astype(np.int32) for items, out, count in rows]
 
     def _query(self, users: UserFactors) -> Float32s:
         assert isinstance(users, DenseFactors)
         return np.ascontiguousarray(users.values[:, : self.vectors.shape[1]])
-
-    def _search_exactly(self, query: Float32s, wanted: list[int]) -> list[Int64s]:
-        """Returns the `wanted` best of each query, of tied items those of the lowest indices.
-
-        More are asked for until the last is worse than the last wanted.
-        """
-        asked = min(max(wanted) + 1, self.num_items)
-        while True:
-            scores, items = faiss.knn(query, self.vectors, asked, metric=faiss.METRIC_INNER_PRODUCT)
-            edges = scores[np.arange(len(wanted)), np.array(wanted) - 1]
-            if asked == self.num_items or (scores[:, -1] < edges).all():
-                return _in_order(scores, items, wanted)
-            asked = min(2 * asked, self.num_items)
 
     def _search_lists(self, query: Float32s, wanted: list[int]) -> list[Int64s]:
         """Returns the best of each query that its probes find: `wanted` many, by more probes if they are too few."""
@@ -164,13 +155,27 @@ class RankedCatalogue:
         if allowed is not None:
             items = np.setdiff1d(allowed, excluded, assume_unique=True)
             return _best(items, scores[items], num_candidates)
-        scores[excluded] = -np.inf
-        num_kept = min(num_candidates, len(scores) - len(excluded))
-        if num_kept <= 0:
-            return np.zeros(0, np.int32)
-        edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
-        items = np.flatnonzero(scores >= edge)
-        return _best(items, scores[items], num_kept)
+        return _best_eligible(scores, excluded, num_candidates)
+
+
+def _best_eligible(scores: Float32s, excluded: Integers, num_candidates: int) -> Int32s:
+    """Returns the items with the highest scores that are not excluded, best first; overwrites `scores`, float32[I]."""
+    scores[excluded] = -np.inf
+    num_kept = min(num_candidates, len(scores) - len(excluded))
+    if num_kept <= 0:
+        return np.zeros(0, np.int32)
+    edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
+    items = np.flatnonzero(scores >= edge)
+    return _best(items, scores[items], num_kept)
+
+
+def _without(items: Int64s, excluded: Integers) -> Int64s:
+    """Returns the items that are not among the excluded ones, which ascend."""
+    if not len(excluded):
+        return items
+    at = np.minimum(np.searchsorted(excluded, items), len(excluded) - 1)
+    kept: Int64s = items[excluded[at] != items]
+    return kept
 
 
 def _best(items: Integers, scores: Float32s, num_kept: int) -> Int32s:
