@@ -33,7 +33,7 @@ from ray_recsys.errors import ArtifactError, InputError, IntegrityError
 from ray_recsys.storage.cache import fetch
 from ray_recsys.storage.location import Location, LocationLike
 
-_FREE_KEYS = ("init_std", "dropout", "gmf_loss_weight")
+_FREE_KEYS = ("init_std", "dropout", "gmf_loss_weight", "pretrain")
 """Keys of [model] that may differ: they change neither a parameter's shape nor its meaning."""
 
 
