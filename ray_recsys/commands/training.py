@@ -69,7 +69,13 @@ def tune(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> N
 
 @click.command()
 @click.option(
-    "--model", "models", type=INPUT, required=True, multiple=True, metavar="RUN|BUNDLE", help="May be repeated."
+    "--model",
+    "models",
+    type=INPUT,
+    required=True,
+    multiple=True,
+    metavar="RUN|BUNDLE|REGISTRY",
+    help="May be repeated; of a registry, its live bundle.",
 )
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", help="Held-out items to rank.")
@@ -99,7 +105,7 @@ def evaluate(
 
     with invocation.connect() as executor:
         result = run(
-            models,
+            [live_bundle(model) for model in models],
             PreparedSet.open(data),
             invocation.recipe.evaluate,
             executor,

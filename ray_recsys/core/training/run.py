@@ -249,6 +249,14 @@ def can_resume(path: Path, start: RunStart) -> bool:
     return is_open
 
 
+def relevant_sections(recipe: Recipe) -> dict[str, Any]:
+    """Returns the part of a recipe that decides what a run computes, without the keys that a resumed run may change."""
+    sections = recipe.model_dump(mode="json", include={"seed", *_SECTIONS})
+    for section, key in (name.split(".") for name in _FREE_KEYS):
+        del sections[section][key]
+    return sections
+
+
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
     for section in _SECTIONS:
