@@ -42,10 +42,10 @@ def pipeline(
     A stage whose inputs have not changed since the last run is skipped, an interrupted training resumed. Writes
     report.json and report.html. The exit status is 3 if the model is worse than the live one, which then stays.
     """
-    from ray_recsys.core.files import atomic_file
     from ray_recsys.core.workflows.pipeline import Pipeline
     from ray_recsys.distributed import training
     from ray_recsys.reports.pipeline_html import write_html
+    from ray_recsys.storage.files import atomic_file
 
     with invocation.connect() as executor:
         run = Pipeline(output, registry, invocation.recipe, executor, training, invocation.report)

@@ -34,6 +34,7 @@ def publish(
 ) -> None:
     """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3)."""
     from ray_recsys.core.workflows.publish import publish as run
+    from ray_recsys.trackers.tracker import tag_published
 
     with invocation.connect() as executor:
         result = run(
@@ -46,6 +47,7 @@ def publish(
             force=force,
             report=invocation.report,
         )
+    tag_published(run_path.absolute(), result.version, invocation.report)
     values = result.model_dump(mode="json")
     metrics, _ = values.pop("metrics", None) or {}, values.pop("gate")
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))

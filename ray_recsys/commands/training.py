@@ -1,17 +1,12 @@
-"""Commands on models: train, tune, evaluate."""
+"""Commands that train models: train, tune."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
-from ray_recsys.commands.output import Table, facts
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, takes_invocation
+from ray_recsys.commands.output import facts, scalars
 from ray_recsys.errors import InputError
-
-if TYPE_CHECKING:
-    from ray_recsys.core.evaluation.result import BucketMetrics, EvaluationResult, ModelMetrics
-    from ray_recsys.core.evaluation.two_stage import TwoStageResult
 
 
 @click.command()
@@ -44,7 +39,7 @@ def train(
             result = run(data, output, recipe, executor, resume=resume, warm_start=bundle, report=report)
         else:
             result = refit(finished, data, output, recipe.cluster, executor, report=report)
-    invocation.answer(result, facts(**_scalars(result.model_dump(mode="json"))))
+    invocation.answer(result, facts(**scalars(result.model_dump(mode="json"))))
 
 
 @click.command()
@@ -63,8 +58,9 @@ def tune(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> N
     with invocation.connect():
         result = run(data, output, invocation.recipe, resume=resume, report=invocation.report)
     invocation.answer(
-        result, facts(**_scalars(result.model_dump(mode="json")), **result.best.values, **result.best.metrics)
+        result, facts(**scalars(result.model_dump(mode="json")), **result.best.values, **result.best.metrics)
     )
+<<<<<<< HEAD
 
 
 @click.command()
@@ -175,3 +171,5 @@ def _two_stage_table(label: str, stages: "TwoStageResult") -> Table:
 
 def _scalars(values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
+=======
+>>>>>>> main

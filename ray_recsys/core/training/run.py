@@ -5,9 +5,12 @@ recipe.toml              the recipe, as `--recipe` reads it
 model/                   the trained model: of the best epoch on validation, or as fitted
 last/                    checkpoint of the last epoch (only of models trained by gradient descent)
 curves.csv               one line per epoch (likewise)
+curves.svg               a plot of it (likewise)
 manifest.json            best epoch, its metrics, size and sha256 of every file above
 ray/                     Ray Train's storage, with the checkpoints, while the run is unfinished
 .lease                   the process that trains the run, while it is unfinished
+tensorboard/             TensorBoard's event files; like mlflow.json no part of the run that is checked
+mlflow.json              which MLflow run records this one
 """
 
 import datetime as dt
@@ -26,27 +29,32 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.warm_start import WarmStart
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
+from ray_recsys.storage.files import atomic_file
 
 KIND = "run"
 SCHEMA_VERSION = 2
 STARTED = "started.json"
 RECIPE = "recipe.toml"
 CURVES = "curves.csv"
+CURVES_PLOT = "curves.svg"
 MODEL = "model"
 LAST = "last"
 RAY_STORAGE = "ray"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow.json"
 
 LEASE = ".lease"
 
+_NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
+
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s",)
+_FREE_KEYS = ("train.checkpoint_every_s", "train.max_time_s")
 """Keys of these sections that may change too."""
 
 
@@ -76,6 +84,8 @@ class RunManifest(RunStart):
     """Validation metrics of the model, or of the one before the refit, under the full-ranking protocol."""
     refit: bool = False
     """Whether the model was trained again on everything, held-out interactions included."""
+    branch_epochs: dict[str, int] = {}
+    """Best epoch of each branch that was trained first, by its name."""
 
 
 class TrainResult(BaseModel):
@@ -158,6 +168,19 @@ def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None
         recipe=recipe,
         warm_start=warm_start,
     )
+
+
+def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
+    """Checks that a refit would not train on a test that is kept in files of its own.
+
+    Raises:
+        RecipeError: It would.
+    """
+    if recipe.train.refit and prepared.manifest.split.get("method") == "given":
+        raise RecipeError(
+            f"train.refit = true: {prepared.path} has its test in files of its own, on which a refit would train",
+            remedy="set train.refit = false, or prepare one log with another split.method",
+        )
 
 
 def is_unfinished(path: Path) -> bool:
@@ -267,7 +290,13 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
 
 
 def finish_run(
-    path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping[str, float], refit: bool = False
+    path: Path,
+    *,
+    num_epochs: int,
+    best_epoch: int,
+    metrics: Mapping[str, float],
+    refit: bool = False,
+    branch_epochs: Mapping[str, int] | None = None,
 ) -> RunManifest:
     """Completes a run whose model (and last/ and curves.csv) are written; returns its manifest."""
     manifest = RunManifest(
@@ -277,7 +306,8 @@ def finish_run(
         best_epoch=best_epoch,
         metrics=dict(metrics),
         refit=refit,
+        branch_epochs=dict(branch_epochs or {}),
     )
     body = manifest.model_dump(mode="json")
-    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE, LEASE))
+    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)
     return manifest

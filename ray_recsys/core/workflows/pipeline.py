@@ -23,7 +23,6 @@ from ray_recsys.core import prepared as prepared_set
 from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.evaluation.result import EvaluationResult
 from ray_recsys.core.executor import Executor
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.preparing import pipeline as preparing
 from ray_recsys.core.preparing.log_files import list_log_files
@@ -44,6 +43,7 @@ from ray_recsys.core.workflows.stage_records import (
     with_version,
 )
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.files import atomic_file
 
 RECIPE = "recipe.toml"
 _EVALUATION_VERSION = 1

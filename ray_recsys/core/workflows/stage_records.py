@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_recsys import __version__
 from ray_recsys.core.artifact import digest_file
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.preparing.log_files import LogFile
-from ray_recsys.core.recommending.registry import Hold
 from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter
+from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.locks import Hold
 
 Stage = Literal["prepare", "train", "evaluate", "refit", "publish"]
 Status = Literal["ran", "resumed", "skipped", "refused"]
