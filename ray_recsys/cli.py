@@ -23,20 +23,14 @@ from ray_recsys.commands.training import train, tune
 
 TRACEBACK_VARIABLE = "RAY_RECSYS_TRACEBACK"
 _COMMANDS = (
-<<<<<<< HEAD
     pipeline,
-=======
->>>>>>> main
     prepare,
     audit,
     describe,
     train,
     tune,
     evaluate,
-<<<<<<< HEAD
-=======
     compare,
->>>>>>> main
     publish,
     registry,
     serve,

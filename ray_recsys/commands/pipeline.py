@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ray_recsys.commands.evaluation import evaluation_tables
 from ray_recsys.commands.invocation import OUTPUT, Invocation, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts
-from ray_recsys.commands.training import evaluation_tables
 from ray_recsys.errors import WorseModelError
 
 if TYPE_CHECKING:
