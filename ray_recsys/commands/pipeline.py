@@ -45,14 +45,15 @@ def pipeline(
     from ray_recsys.core.workflows.pipeline import Pipeline
     from ray_recsys.distributed import training
     from ray_recsys.reports.pipeline_html import write_html
-    from ray_recsys.storage.files import atomic_file
+    from ray_recsys.storage.files import write_bytes, written_file
+    from ray_recsys.storage.location import Location
 
     with invocation.connect() as executor:
-        run = Pipeline(output, registry, invocation.recipe, executor, training, invocation.report)
+        run = Pipeline(Location.of(output), registry, invocation.recipe, executor, training, invocation.report)
         result = run.run([*inputs, *more_inputs], items=items, test=tests, force=force)
-    with atomic_file(output / "report.json") as unfinished:
-        unfinished.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf8")
-    write_html(result, output / "report.html")
+    write_bytes(result.output / "report.json", f"{result.model_dump_json(indent=2)}\n".encode())
+    with written_file(result.output / "report.html") as path:
+        write_html(result, path)
     invocation.answer(result, *_tables(result))
     if result.refusal is not None:
         raise WorseModelError(result.refusal, remedy="publish with --force, or lower --min-ratio")

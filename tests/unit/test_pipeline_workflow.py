@@ -15,13 +15,15 @@ from ray_recsys.core.executor import Executor, SerialExecutor
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.preparing.log_files import LogFile
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import Run, TrainResult, start_of, start_run
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.pipeline import Pipeline, PipelineResult
-from ray_recsys.core.workflows.stage_records import CHEAP_BYTES, identify_files, locked
+from ray_recsys.core.workflows.stage_records import CHEAP_BYTES, identify_files
 from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.reports.pipeline_html import write_html
+from ray_recsys.storage.location import Location
 
 GOOD: dict[str, Any] = {"model": {"name": "item_knn"}}
 WORSE: dict[str, Any] = {"model": {"name": "popularity"}}
@@ -39,7 +41,7 @@ class FitTrainer:
         self.resumed: list[bool] = []
 
     def train(
-        self, data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
+        self, data: Location, output: Location, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
     ) -> TrainResult:
         prepared = PreparedSet.open(data)
         self.resumed.append(resume)
@@ -49,7 +51,14 @@ class FitTrainer:
         return fit(prepared, output, recipe, executor, resume=resume, report=report)
 
     def refit(
-        self, finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter
+        self,
+        finished: Location,
+        data: Location,
+        output: Location,
+        cluster: ClusterRecipe,
+        executor: Executor,
+        *,
+        report: Reporter,
     ) -> TrainResult:
         assert cluster == ClusterRecipe()
         recipe = Run.open(finished).manifest.recipe
@@ -78,7 +87,7 @@ def go(tmp_path: Path, log: Path) -> Go:
     def run(recipe: dict[str, Any], trainer: FitTrainer | None = None, *, force: bool = False) -> PipelineResult:
         parsed = parse_recipe({**recipe, "prepare": {"num_partitions": 2, **recipe.get("prepare", {})}}, "test")
         output, registry = tmp_path / "out", tmp_path / "registry"
-        pipeline = Pipeline(output, registry, parsed, SerialExecutor(), trainer or FitTrainer(), silent)
+        pipeline = Pipeline(Location.of(output), registry, parsed, SerialExecutor(), trainer or FitTrainer(), silent)
         return pipeline.run([str(log)], force=force)
 
     return run
@@ -131,7 +140,7 @@ def test_a_longer_log_runs_everything_and_what_it_replaces_is_removed(tmp_path: 
     assert statuses(after) == everything("ran")
     folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert folders == {after.prepared.name, after.run.name, "stages"}
-    assert not before.prepared.exists()
+    assert not Path(before.prepared).exists()
     assert Run.open(after.run).manifest.num_users == 80
 
 
@@ -185,7 +194,7 @@ def test_a_refit_is_published_and_the_model_before_it_evaluated(go: Go, tmp_path
 
 
 def test_two_pipelines_do_not_share_an_output(go: Go, tmp_path: Path) -> None:
-    with locked(tmp_path / "out"), pytest.raises(ArtifactError, match="another pipeline writes to"):
+    with leased(tmp_path / "out"), pytest.raises(ArtifactError, match="in use by process"):
         go(GOOD)
     assert statuses(go(GOOD)) == everything("ran")
 

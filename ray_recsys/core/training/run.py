@@ -265,10 +265,9 @@ def can_resume(path: LocationLike, start: RunStart) -> bool:
 
 
 def relevant_sections(recipe: Recipe) -> dict[str, Any]:
-    """Returns the part of a recipe that decides what a run computes, without the keys that a resumed run may change."""
+    """Returns the part of a recipe that decides what a run computes."""
     sections = recipe.model_dump(mode="json", include={"seed", *_SECTIONS})
-    for section, key in (name.split(".") for name in _FREE_KEYS):
-        del sections[section][key]
+    del sections["train"]["checkpoint_every_s"]
     return sections
 
 

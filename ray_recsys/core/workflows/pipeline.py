@@ -9,7 +9,6 @@ end of a run that gets as far as the gate.
 """
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from ray_recsys.core.preparing.log_files import list_log_files
 from ray_recsys.core.recommending import bundle
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.core.training import run as runs
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import Run, TrainResult, is_unfinished
 from ray_recsys.core.workflows.evaluate import evaluate
 from ray_recsys.core.workflows.publish import GateResult, compare_with_live, publish
@@ -39,11 +39,11 @@ from ray_recsys.core.workflows.stage_records import (
     Status,
     digest_inputs,
     identify_files,
-    locked,
     with_version,
 )
 from ray_recsys.progress import Reporter, silent
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import delete_tree, is_file, list_folder, write_bytes
+from ray_recsys.storage.location import Location
 
 RECIPE = "recipe.toml"
 _EVALUATION_VERSION = 1
@@ -54,13 +54,20 @@ class Trainer(Protocol):
     """Trains models; `ray_recsys.distributed.training` is one."""
 
     def train(
-        self, data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
+        self, data: Location, output: Location, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
     ) -> TrainResult:
         """Trains the recipe's model and leaves a finished run."""
         ...
 
     def refit(
-        self, finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter
+        self,
+        finished: Location,
+        data: Location,
+        output: Location,
+        cluster: ClusterRecipe,
+        executor: Executor,
+        *,
+        report: Reporter,
     ) -> TrainResult:
         """Trains a finished run's model again on everything."""
         ...
@@ -71,10 +78,10 @@ class PipelineResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    output: Path
+    output: Location
     registry: Path
-    prepared: Path
-    run: Path
+    prepared: Location
+    run: Location
     """The run that is published, or would be."""
     stages: tuple[StageRecord, ...]
     """In the order in which they ran."""
@@ -91,7 +98,7 @@ class PipelineResult(BaseModel):
 class Pipeline:
     """One run of the pipeline: its parameters, and what its stages have done so far."""
 
-    output: Path
+    output: Location
     registry: Path
     recipe: Recipe
     executor: Executor
@@ -117,9 +124,8 @@ class Pipeline:
             ArtifactError: Another run writes to the output, or what is there is damaged.
             RecsysError: A stage failed; the stages before it are skipped next time.
         """
-        with locked(self.output):
-            with atomic_file(self.output / RECIPE) as unfinished:
-                unfinished.write_text(dump_recipe(self.recipe), encoding="utf8")
+        with leased(self.output):
+            write_bytes(self.output / RECIPE, dump_recipe(self.recipe).encode())
             data = self._prepare(inputs, items, test)
             run = self._train(data)
             evaluation = self._evaluate(data, run)
@@ -139,7 +145,7 @@ class Pipeline:
             refusal=refusal,
         )
 
-    def _prepare(self, inputs: Sequence[str], items: str | None, test: Sequence[str]) -> Path:
+    def _prepare(self, inputs: Sequence[str], items: str | None, test: Sequence[str]) -> Location:
         recipe = self.recipe
         files = {
             "log": identify_files(list_log_files(inputs, recipe.input.format)),
@@ -150,16 +156,16 @@ class Pipeline:
         data = self.output / f"prepared-{digest_inputs('prepare', made_from)}"
 
         def make() -> None:
-            if not (data / MANIFEST).exists():
+            if not is_file(data / MANIFEST):
                 preparing.prepare(inputs, data, recipe, self.executor, items=items, test=test, report=self.report)
 
         def result() -> dict[str, Any]:
             return PreparedSet.open(data).manifest.model_dump(mode="json", exclude={"recipe", "partitions"})
 
-        self.stages.go("prepare", made_from, make, result, status="skipped" if (data / MANIFEST).exists() else "ran")
+        self.stages.go("prepare", made_from, make, result, status="skipped" if is_file(data / MANIFEST) else "ran")
         return data
 
-    def _train(self, data: Path) -> Path:
+    def _train(self, data: Location) -> Location:
         # a refit is a stage of its own: its model has seen what the evaluation asks for
         recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"refit": False})})
         made_from = self.stages.after("prepare", {"recipe": runs.relevant_sections(recipe)}, runs.SCHEMA_VERSION)
@@ -168,13 +174,13 @@ class Pipeline:
 
         def make() -> None:
             if status == "ran":
-                shutil.rmtree(run, ignore_errors=True)  # killed before it was a run that can be resumed
+                delete_tree(run)  # killed before it was a run that can be resumed
             self.trainer.train(data, run, recipe, self.executor, resume=status == "resumed", report=self.report)
 
         self.stages.go("train", made_from, make, lambda: _describe(run), status=status)
         return run
 
-    def _evaluate(self, data: Path, run: Path) -> EvaluationResult:
+    def _evaluate(self, data: Location, run: Location) -> EvaluationResult:
         recipe = self.recipe.evaluate
         given = {"seed": self.recipe.seed, "recipe": recipe.model_dump(mode="json")}
         made_from = self.stages.after("train", given, _EVALUATION_VERSION)
@@ -183,25 +189,25 @@ class Pipeline:
 
         def make() -> None:
             opened = PreparedSet.open(data)
-            measured = evaluate([run], opened, recipe, self.executor, seed=self.recipe.seed, report=self.report)
+            measured = evaluate([Path(run)], opened, recipe, self.executor, seed=self.recipe.seed, report=self.report)
             results.append(measured.model_dump(mode="json"))
 
         self.stages.go("evaluate", made_from, make, lambda: results[-1], status="skipped" if results else "ran")
         return EvaluationResult.model_validate(results[-1])
 
-    def _refit(self, data: Path, finished: Path) -> Path:
+    def _refit(self, data: Location, finished: Location) -> Location:
         made_from = self.stages.after("train", {}, runs.SCHEMA_VERSION)
         run = self.output / f"refit-{digest_inputs('refit', made_from)}"
         status: Status = "skipped" if _state_of(run) == "skipped" else "ran"
 
         def make() -> None:
-            shutil.rmtree(run, ignore_errors=True)
+            delete_tree(run)
             self.trainer.refit(finished, data, run, self.recipe.cluster, self.executor, report=self.report)
 
         self.stages.go("refit", made_from, make, lambda: _describe(run), status=status)
         return run
 
-    def _publish(self, data: Path, run: Path, *, force: bool) -> tuple[GateResult | None, str | None]:
+    def _publish(self, data: Location, run: Location, *, force: bool) -> tuple[GateResult | None, str | None]:
         """Returns the gate's comparison (None: skipped), and why the model was refused (None: it was not)."""
         recipe, home = self.recipe.bundle, Registry(self.registry)
         given = {"registry": str(self.registry), "recipe": recipe.model_dump(mode="json")}
@@ -221,7 +227,9 @@ class Pipeline:
         results: list[dict[str, Any]] = []
 
         def make() -> None:
-            published = publish(run, data, self.registry, recipe, self.executor, force=force, report=self.report)
+            published = publish(
+                Path(run), Path(data), self.registry, recipe, self.executor, force=force, report=self.report
+            )
             results.append(published.model_dump(mode="json"))
 
         self.stages.go("publish", made_from, make, lambda: results[-1], status="ran")
@@ -230,16 +238,16 @@ class Pipeline:
     def _remove_superseded(self) -> None:
         """Removes what the stages of earlier runs wrote from other inputs."""
         kept = {record.digest for record in self.stages.records}
-        for path in sorted(self.output.iterdir()):
-            if _OUTPUT.fullmatch(path.name) and path.name.rpartition("-")[2] not in kept:
-                self.report(f"removing {path.name}: its inputs have changed")
-                shutil.rmtree(path)
+        for name in list_folder(self.output):
+            if _OUTPUT.fullmatch(name) and name.rpartition("-")[2] not in kept:
+                self.report(f"removing {name}: its inputs have changed")
+                delete_tree(self.output / name)
 
 
-def _state_of(run: Path) -> Status:
+def _state_of(run: Location) -> Status:
     """Returns what there is to do about a run: nothing, resume it, or make it."""
-    return "skipped" if (run / MANIFEST).exists() else "resumed" if is_unfinished(run) else "ran"
+    return "skipped" if is_file(run / MANIFEST) else "resumed" if is_unfinished(run) else "ran"
 
 
-def _describe(run: Path) -> dict[str, Any]:
+def _describe(run: Location) -> dict[str, Any]:
     return Run.open(run).manifest.model_dump(mode="json", exclude={"recipe"})

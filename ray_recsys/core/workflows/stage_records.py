@@ -4,12 +4,10 @@ A log's files are identified by name, size and content where reading them is che
 otherwise by name, size and time of modification. A rewritten file of the same content then needs no rerun.
 """
 
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,16 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys import __version__
 from ray_recsys.core.artifact import digest_file
 from ray_recsys.core.preparing.log_files import LogFile
-from ray_recsys.errors import ArtifactError
 from ray_recsys.progress import Reporter
-from ray_recsys.storage.files import atomic_file
-from ray_recsys.storage.locks import Hold
+from ray_recsys.storage.files import read_text, write_bytes
+from ray_recsys.storage.location import Location
 
 Stage = Literal["prepare", "train", "evaluate", "refit", "publish"]
 Status = Literal["ran", "resumed", "skipped", "refused"]
 CHEAP_BYTES = 64 << 20
 _FOLDER = "stages"
-_LOCK = ".pipeline"
 _REMARKS: dict[Status, str] = {
     "ran": "running",
     "resumed": "resuming",
@@ -52,25 +48,23 @@ class StageRecord(BaseModel):
     result: dict[str, Any]
 
     @classmethod
-    def read(cls, output: Path, stage: Stage, digest: str) -> Self | None:
+    def read(cls, output: Location, stage: Stage, digest: str) -> Self | None:
         """Returns the record of a stage with these inputs; None if there is none that can be read."""
         try:
-            record = cls.model_validate_json((output / _FOLDER / f"{stage}.json").read_text(encoding="utf8"))
+            record = cls.model_validate_json(read_text(output / _FOLDER / f"{stage}.json"))
         except (OSError, UnicodeDecodeError, ValidationError):  # the stage then runs
             return None
         return record if record.digest == digest else None
 
-    def write(self, output: Path) -> None:
+    def write(self, output: Location) -> None:
         """Writes the record, replacing that of an earlier run."""
-        (output / _FOLDER).mkdir(exist_ok=True)
-        with atomic_file(output / _FOLDER / f"{self.stage}.json") as unfinished:
-            unfinished.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf8")
+        write_bytes(output / _FOLDER / f"{self.stage}.json", f"{self.model_dump_json(indent=2)}\n".encode())
 
 
 class Stages:
     """Runs stages one after the other, skips those that are done, and keeps their records."""
 
-    def __init__(self, output: Path, report: Reporter) -> None:
+    def __init__(self, output: Location, report: Reporter) -> None:
         self.records: list[StageRecord] = []
         self._output = output
         self._report = report
@@ -122,24 +116,3 @@ def _content(file: LogFile) -> dict[str, str]:
     if "://" not in file.uri and file.bytes <= CHEAP_BYTES:
         return {"sha256": digest_file(Path(file.uri)).sha256}
     return {"modified_ns": file.version}
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keeps an output directory to one pipeline at a time; a killed one no longer holds it.
-
-    Raises:
-        ArtifactError: Another pipeline writes to it.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    (output / _LOCK).touch()
-    try:
-        hold = Hold(output / _LOCK, fcntl.LOCK_EX)
-    except BlockingIOError:
-        raise ArtifactError(
-            f"another pipeline writes to {output}", remedy="wait until it ends, or give another --output"
-        ) from None
-    try:
-        yield
-    finally:
-        hold.release()
