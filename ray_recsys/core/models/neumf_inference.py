@@ -124,22 +124,32 @@ class TrainedNeuMF:
     def _score_catalogue(self, users: Tensor) -> Float32s:
         """Returns the logits of many users with the catalogue, [B, I]; the layers' outputs reuse their memory.
 
+        relu(x + c) = max(x, -c) + c: what a layer adds to every item, c, is one vector per user. So it passes through
+        the layers once per user instead of once per item, and a layer is one product and one comparison.
+
         Dropout is no part of a trained model, and one user's logits come from `_score`, so that their bits stay.
         """
         query, network = self._width + 1, self._network
+        constants, weights = [users[:, query:-1]], []
+        for layer in network.hidden:
+            assert isinstance(layer, nn.Linear)
+            weights.append(layer.weight.T.contiguous())
+            constants.append(torch.addmm(layer.bias, constants[-1], weights[-1]))
         scores = users[:, :query] @ self._items[:, :query].T
-        scores += users[:, -1:]
-        hidden_layers = [layer for layer in network.hidden if isinstance(layer, nn.Linear)]
-        layers = [(layer.weight.T.contiguous(), layer.bias) for layer in hidden_layers]
-        num_rows = min(_CATALOGUE_ROWS, self.num_items)
-        outputs = [torch.empty(num_rows, width) for width in network.recipe.mlp_layers]
-        for start in range(0, self.num_items, num_rows):
-            items = self._items[start : start + num_rows, query:].contiguous()
-            for row, user in enumerate(users):
-                hidden = torch.add(items, user[query:-1], out=outputs[0][: len(items)]).relu_()
-                for (weight, bias), output in zip(layers, outputs[1:], strict=True):
-                    hidden = torch.addmm(bias, hidden, weight, out=output[: len(items)]).relu_()
-                scores[row, start : start + len(items)] += torch.mv(hidden, network.mlp_output)
+        scores += users[:, -1:] + (constants[-1] @ network.mlp_output).unsqueeze(1)
+        thresholds = list(zip(*((-constant).unbind() for constant in constants), strict=True))
+        blocks = (
+            torch.split(values, _CATALOGUE_ROWS, dim) for values, dim in ((self._items[:, query:], 0), (scores, 1))
+        )
+        for items, block in zip(*blocks, strict=True):
+            first_layer = items.contiguous()
+            outputs = [torch.empty(len(items), width) for width in network.recipe.mlp_layers]
+            logits = torch.empty(len(items))
+            for row, (first, *others) in zip(block.unbind(), thresholds, strict=True):
+                hidden = torch.maximum(first_layer, first, out=outputs[0])
+                for weight, threshold, output in zip(weights, others, outputs[1:], strict=True):
+                    hidden = torch.maximum(torch.mm(hidden, weight, out=output), threshold, out=output)
+                row.add_(torch.mv(hidden, network.mlp_output, out=logits))
         array: Float32s = scores.numpy()
         return array
 
