@@ -8,7 +8,6 @@ left, without a dashboard.)
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +28,7 @@ from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import Trainer, deciding_metric
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import RecsysError
+from ray_recsys.storage.location import LocationLike
 
 NUM_EPOCHS, BEST_EPOCH, ERROR = "num_epochs", "best_epoch", "error"
 """Names in a trial's reports besides those of metrics."""
@@ -45,7 +45,7 @@ def trial_resources(recipe: Recipe) -> ray_tune.PlacementGroupFactory:
     return ray_tune.PlacementGroupFactory([worker_resources(recipe)] * recipe.tune.workers_per_trial)
 
 
-def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
+def run_trial(config: dict[str, Any], *, data: LocationLike, recipe: Recipe) -> None:
     """Trains one recipe and reports its best validation after each epoch to Tune.
 
     An error that would come again, such as a loss that is not finite, is reported as the trial's result: Tune retries
@@ -67,7 +67,7 @@ def _worst(recipe: Recipe) -> float:
     return math.inf if deciding_metric(recipe.train).is_error else 0.0
 
 
-def _fit(recipe: Recipe, data: Path) -> None:
+def _fit(recipe: Recipe, data: LocationLike) -> None:
     """Fits a model without epochs: a trial of one report."""
     _set_threads(recipe)
     prepared, fit = PreparedSet.open(data), MODELS[recipe.model.name].fit
@@ -77,7 +77,7 @@ def _fit(recipe: Recipe, data: Path) -> None:
 
 
 @contextmanager
-def _other_workers(recipe: Recipe, data: Path) -> Iterator[str]:
+def _other_workers(recipe: Recipe, data: LocationLike) -> Iterator[str]:
     """Starts a trial's other workers; yields the address at which all meet."""
     size = recipe.tune.workers_per_trial
     if size == 1:
@@ -98,7 +98,7 @@ def _other_workers(recipe: Recipe, data: Path) -> Iterator[str]:
     ray.get(others)
 
 
-def _train(recipe: Recipe, data: Path, rank: int, address: str, *, is_reporting: bool) -> None:
+def _train(recipe: Recipe, data: LocationLike, rank: int, address: str, *, is_reporting: bool) -> None:
     """Trains as one worker of a trial.
 
     Args:

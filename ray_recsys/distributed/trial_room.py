@@ -1,7 +1,6 @@
 """Whether the cluster has room for a trial of a search: before it starts, and when nodes are lost."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
@@ -11,6 +10,7 @@ from ray_recsys.distributed.resources import num_workers_that_fit
 from ray_recsys.distributed.trial import worker_resources
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter
+from ray_recsys.storage.location import Location
 
 _CHECK_S = 1.0
 
@@ -34,7 +34,7 @@ def require_trial_room(recipe: Recipe, report: Reporter) -> None:
 class NoTrialRoom(ray_tune.Stopper):
     """Ends a search whose trials have found no room for `cluster.start_timeout_s`; Tune would wait without end."""
 
-    def __init__(self, recipe: Recipe, output: Path) -> None:
+    def __init__(self, recipe: Recipe, output: Location) -> None:
         self._needed, self._num_workers = worker_resources(recipe), recipe.tune.workers_per_trial
         self._cluster, self._output = recipe.cluster, output
         self._since_s: float | None = None

@@ -7,10 +7,8 @@ machine better than data parallelism inside each. A trial that is lost with its 
 
 import importlib
 import math
-import shutil
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
@@ -23,12 +21,12 @@ from ray_recsys.config.files import dump_recipe, with_values
 from ray_recsys.config.space import Choice, Distribution, Uniform
 from ray_recsys.core.models.fusion import branch_recipes
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     RECIPE,
     STARTED,
     RunStart,
     is_unfinished,
-    leased,
     read_start,
     start_of,
     start_run,
@@ -36,11 +34,14 @@ from ray_recsys.core.training.run import (
 from ray_recsys.core.training.trainer import DecidingMetric, deciding_metric
 from ray_recsys.core.training.trials import Trial, TuneResult, rank_of, write_trials
 from ray_recsys.distributed.resources import require_cpu
+from ray_recsys.distributed.train_stage import ray_storage
 from ray_recsys.distributed.trial import BEST_EPOCH, ERROR, NUM_EPOCHS, run_trial, trial_resources
 from ray_recsys.distributed.trial_room import NoTrialRoom, require_trial_room
 from ray_recsys.errors import ArtifactError, DataError, InputError, RecipeError, StageError
 from ray_recsys.progress import Reporter, Warned, silent
 from ray_recsys.reports.tune_html import write_html
+from ray_recsys.storage.files import delete_file, delete_tree, exists, write_bytes, written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 BEST_RECIPE = "best_recipe.toml"
 TRIALS = "trials.csv"
@@ -49,11 +50,13 @@ _STORAGE = "ray"
 _NAME = "tune"
 
 
-def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, report: Reporter = silent) -> TuneResult:
+def tune(
+    data: LocationLike, output: LocationLike, recipe: Recipe, *, resume: bool = False, report: Reporter = silent
+) -> TuneResult:
     """Tries `tune.num_trials` recipes and writes the best one and a table of all.
 
     Args:
-        data: A prepared set with validation interactions, on storage that all nodes see.
+        data: A prepared set with validation interactions, in storage that all nodes reach.
         output: Directory to make.
         recipe: Space and schedule under [tune]; the rest is shared by all trials.
         resume: Finish the interrupted search at `output`; trials that were running begin again.
@@ -73,10 +76,10 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
     prepared = PreparedSet.open(data)
     if not prepared.manifest.num_validation:
         raise DataError(f"{data} has no validation interactions to choose by", remedy="prepare it with another [split]")
-    output, start = output.absolute(), start_of(prepared, recipe)
+    output, start = Location.of(output), start_of(prepared, recipe)
     if resume:
         _check_resumable(output, start)
-    elif output.exists():
+    elif exists(output):
         start_run(output, start)  # refuses it, before the data are read
     prepared.verify()
     require_cpu("tune", recipe.cluster, report=report)
@@ -90,14 +93,15 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
         )
         best = trials[0]
         if math.isinf(rank_of(best, deciding_metric(recipe.train))):
-            shutil.rmtree(output)
+            delete_tree(output)
             raise StageError(f"no trial has a result; the first: {best.error or 'the time was over before an epoch'}")
-        write_trials(output / TRIALS, trials)
-        (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
+        with written_file(output / TRIALS) as path:
+            write_trials(path, trials)
+        write_bytes(output / BEST_RECIPE, dump_recipe(with_values(recipe, best.values)).encode())
         _write_report(output / REPORT, trials, recipe, report)
         for name in (STARTED, RECIPE):
-            (output / name).unlink(missing_ok=True)
-        shutil.rmtree(output / _STORAGE, ignore_errors=True)
+            delete_file(output / name)
+        delete_tree(output / _STORAGE)
     for number, trial in enumerate(trials, start=1):
         report(f"{number}. {trial}")
     return TuneResult(
@@ -110,15 +114,16 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
     )
 
 
-def _write_report(path: Path, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
+def _write_report(file: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
     """Writes the page of a search; says why if plots are not possible here."""
     try:
-        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+        with written_file(file) as path:
+            write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
     except InputError as error:
-        report(f"no {path.name}: {error}")
+        report(f"no {file.name}: {error}")
 
 
-def _check_resumable(output: Path, start: RunStart) -> None:
+def _check_resumable(output: Location, start: RunStart) -> None:
     if not is_unfinished(output):
         raise ArtifactError(f"{output} holds no interrupted search", remedy="search again without --resume")
     before = read_start(output)
@@ -183,7 +188,7 @@ def search_space(recipe: Recipe) -> dict[str, Distribution]:
 
 def _fit(
     prepared: PreparedSet,
-    output: Path,
+    output: Location,
     recipe: Recipe,
     space: dict[str, Distribution],
     searcher: Any,
@@ -191,19 +196,16 @@ def _fit(
     report: Reporter,
 ) -> ray_tune.ResultGrid:
     schedule, metric = recipe.tune, deciding_metric(recipe.train)
-    trainable = ray_tune.with_resources(partial(run_trial, data=prepared.path, recipe=recipe), trial_resources(recipe))
-    run_config = ray_tune.RunConfig(
-        name=_NAME,
-        storage_path=str(output / _STORAGE),
-        verbose=0,
-        callbacks=[_TrialReporter(report)],
-        failure_config=ray_tune.FailureConfig(max_failures=recipe.cluster.max_failures),
-        stop=NoTrialRoom(recipe, output),
+    trainable = ray_tune.with_resources(
+        partial(run_trial, data=prepared.location, recipe=recipe), trial_resources(recipe)
     )
     param_space = {key: _to_tune(distribution) for key, distribution in space.items()}
-    storage = output / _STORAGE / _NAME
-    if ray_tune.Tuner.can_restore(str(storage)):
-        tuner = ray_tune.Tuner.restore(str(storage), trainable, resume_errored=True, param_space=param_space)
+    storage = ray_storage(output / _STORAGE)
+    path, filesystem = f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem")
+    if ray_tune.Tuner.can_restore(path, filesystem):
+        tuner = ray_tune.Tuner.restore(
+            path, trainable, resume_errored=True, param_space=param_space, storage_filesystem=filesystem
+        )
         assert tuner._local_tuner is not None
         tuner._local_tuner.get_run_config().callbacks = [_TrialReporter(report)]  # not the one of the killed driver
         return tuner.fit()
@@ -225,7 +227,14 @@ def _fit(
             ),
             reuse_actors=False,
         ),
-        run_config=run_config,
+        run_config=ray_tune.RunConfig(
+            name=_NAME,
+            verbose=0,
+            callbacks=[_TrialReporter(report)],
+            failure_config=ray_tune.FailureConfig(max_failures=recipe.cluster.max_failures),
+            stop=NoTrialRoom(recipe, output),
+            **storage,
+        ),
     )
     return tuner.fit()
 

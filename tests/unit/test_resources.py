@@ -1,6 +1,5 @@
 """What does not fit on the cluster is refused before it starts, unless nodes start on demand."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from ray_recsys.distributed.trial import worker_resources
 from ray_recsys.distributed.trial_room import NoTrialRoom, require_trial_room
 from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Event
+from ray_recsys.storage.location import Location
 
 
 class FakeRay:
@@ -195,7 +195,7 @@ def test_a_search_without_room_ends_in_time_and_says_how_to_resume(monkeypatch: 
     monkeypatch.setattr("ray_recsys.distributed.trial_room.time.monotonic", lambda: clock)
     whole, lost = FakeRay({"CPU": 2.0}, {"CPU": 2.0}), FakeRay({"CPU": 2.0})
     stopper, patient = (
-        NoTrialRoom(search(3, start_timeout_s=60, wait_for_nodes=waits), Path("/runs/search"))
+        NoTrialRoom(search(3, start_timeout_s=60, wait_for_nodes=waits), Location.of("/runs/search"))
         for waits in (False, True)
     )
     on(monkeypatch, lost)
