@@ -7,10 +7,8 @@ be, without a dashboard). A model that is fitted without epochs is a trial of on
 
 import importlib
 import math
-import shutil
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
@@ -26,13 +24,13 @@ from ray_recsys.core.models.fusion import branch_recipes
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.window_readers import local_feed
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import (
     RECIPE,
     STARTED,
     RunStart,
     is_unfinished,
-    leased,
     read_start,
     start_of,
     start_run,
@@ -41,10 +39,13 @@ from ray_recsys.core.training.trainer import DecidingMetric, Trainer, deciding_m
 from ray_recsys.core.training.trials import Trial, TuneResult, rank_of, write_trials
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.resources import require_cpu
+from ray_recsys.distributed.train_stage import ray_storage
 from ray_recsys.distributed.train_worker import set_threads
 from ray_recsys.errors import ArtifactError, DataError, InputError, RecipeError, StageError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.reports.tune_html import write_html
+from ray_recsys.storage.files import delete_file, delete_tree, exists, write_bytes, written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 BEST_RECIPE = "best_recipe.toml"
 TRIALS = "trials.csv"
@@ -53,11 +54,13 @@ _STORAGE = "ray"
 _NAME = "tune"
 
 
-def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, report: Reporter = silent) -> TuneResult:
+def tune(
+    data: LocationLike, output: LocationLike, recipe: Recipe, *, resume: bool = False, report: Reporter = silent
+) -> TuneResult:
     """Tries `tune.num_trials` recipes and writes the best one and a table of all.
 
     Args:
-        data: A prepared set with validation interactions, on storage that all nodes see.
+        data: A prepared set with validation interactions, in storage that all nodes reach.
         output: Directory to make.
         recipe: Space and schedule under [tune]; the rest is shared by all trials.
         resume: Finish the interrupted search at `output`; trials that were running begin again.
@@ -76,10 +79,10 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
     prepared = PreparedSet.open(data)
     if not prepared.manifest.num_validation:
         raise DataError(f"{data} has no validation interactions to choose by", remedy="prepare it with another [split]")
-    output, start = output.absolute(), start_of(prepared, recipe)
+    output, start = Location.of(output), start_of(prepared, recipe)
     if resume:
         _check_resumable(output, start)
-    elif output.exists():
+    elif exists(output):
         start_run(output, start)  # refuses it, before the data are read
     prepared.verify()
     require_cpu("tune", recipe.cluster, report=report)
@@ -92,14 +95,15 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
         )
         best = trials[0]
         if best.error is not None:
-            shutil.rmtree(output)
+            delete_tree(output)
             raise StageError(f"every trial failed; the first: {best.error}")
-        write_trials(output / TRIALS, trials)
-        (output / BEST_RECIPE).write_text(dump_recipe(with_values(recipe, best.values)), encoding="utf8")
+        with written_file(output / TRIALS) as path:
+            write_trials(path, trials)
+        write_bytes(output / BEST_RECIPE, dump_recipe(with_values(recipe, best.values)).encode())
         _write_report(output / REPORT, trials, recipe, report)
         for name in (STARTED, RECIPE):
-            (output / name).unlink(missing_ok=True)
-        shutil.rmtree(output / _STORAGE, ignore_errors=True)
+            delete_file(output / name)
+        delete_tree(output / _STORAGE)
     for number, trial in enumerate(trials, start=1):
         report(f"{number}. {trial}")
     return TuneResult(
@@ -112,15 +116,16 @@ def tune(data: Path, output: Path, recipe: Recipe, *, resume: bool = False, repo
     )
 
 
-def _write_report(path: Path, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
+def _write_report(file: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
     """Writes the page of a search; says why if plots are not possible here."""
     try:
-        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+        with written_file(file) as path:
+            write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
     except InputError as error:
-        report(f"no {path.name}: {error}")
+        report(f"no {file.name}: {error}")
 
 
-def _check_resumable(output: Path, start: RunStart) -> None:
+def _check_resumable(output: Location, start: RunStart) -> None:
     if not is_unfinished(output):
         raise ArtifactError(f"{output} holds no interrupted search", remedy="search again without --resume")
     before = read_start(output)
@@ -181,7 +186,7 @@ def search_space(recipe: Recipe) -> dict[str, Distribution]:
     return space
 
 
-def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
+def run_trial(config: dict[str, Any], *, data: LocationLike, recipe: Recipe) -> None:
     """Trains one recipe in this process and reports its best validation after each epoch to Tune."""
     chosen = with_values(recipe, config)
     set_threads(chosen.cluster, workers_on_node=recipe.tune.max_concurrent_trials)
@@ -209,7 +214,7 @@ def run_trial(config: dict[str, Any], *, data: Path, recipe: Recipe) -> None:
 
 def _fit(
     prepared: PreparedSet,
-    output: Path,
+    output: Location,
     recipe: Recipe,
     space: dict[str, Distribution],
     searcher: Any,
@@ -217,11 +222,14 @@ def _fit(
     report: Reporter,
 ) -> ray_tune.ResultGrid:
     schedule, metric = recipe.tune, deciding_metric(recipe.train)
-    trainable = ray_tune.with_resources(partial(run_trial, data=prepared.path, recipe=recipe), {"cpu": 1})
+    trainable = ray_tune.with_resources(partial(run_trial, data=prepared.location, recipe=recipe), {"cpu": 1})
     param_space = {key: _to_tune(distribution) for key, distribution in space.items()}
-    storage = output / _STORAGE / _NAME
-    if ray_tune.Tuner.can_restore(str(storage)):
-        tuner = ray_tune.Tuner.restore(str(storage), trainable, resume_errored=True, param_space=param_space)
+    storage = ray_storage(output / _STORAGE)
+    path, filesystem = f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem")
+    if ray_tune.Tuner.can_restore(path, filesystem):
+        tuner = ray_tune.Tuner.restore(
+            path, trainable, resume_errored=True, param_space=param_space, storage_filesystem=filesystem
+        )
         assert tuner._local_tuner is not None
         tuner._local_tuner.get_run_config().callbacks = [_TrialReporter(report)]  # not the one of the killed driver
         return tuner.fit()
@@ -243,9 +251,7 @@ def _fit(
             ),
             reuse_actors=False,
         ),
-        run_config=ray_tune.RunConfig(
-            name=_NAME, storage_path=str(output / _STORAGE), verbose=0, callbacks=[_TrialReporter(report)]
-        ),
+        run_config=ray_tune.RunConfig(name=_NAME, verbose=0, callbacks=[_TrialReporter(report)], **storage),
     )
     return tuner.fit()
 

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
@@ -10,6 +9,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.training.run import TENSORBOARD
 from ray_recsys.progress import EpochFinished
+from ray_recsys.storage.location import Location
 
 
 class TensorBoardTracker:
@@ -20,7 +20,7 @@ class TensorBoardTracker:
         recipe: Of the run.
     """
 
-    def __init__(self, run: Path, recipe: Recipe) -> None:
+    def __init__(self, run: Location, recipe: Recipe) -> None:
         self._directory, self._recipe = run / TENSORBOARD, recipe
         self._writer: SummaryWriter | None = None
         self._last: tuple[bool, int] = (False, 0)
