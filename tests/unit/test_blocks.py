@@ -9,13 +9,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray_recsys.core.preparing.staging import (
-    NUM_BUCKETS,
-    LogSummary,
-    bucket_of,
-    hash_ids,
-    partition_bounds,
-)
 
 from ray_recsys.config import InputRecipe
 from ray_recsys.core.preparing.blocks import Block, LogSummary, pack_block

@@ -56,7 +56,7 @@ def find_items(items: Sequence[tuple[Handle, ...]], kind: IdKind, exchange: Exch
     size = BLOCKS_PER_ITEM_PART if num_parts > 1 else 1
     groups = [range(start, min(start + size, len(items))) for start in range(0, len(items), size)]
     inputs = [[block[part] for block in items] for part in range(num_parts)]
-    merged = exchange.run(_MergeItems(kind, size), inputs, 1 + len(groups), stage=stage)
+    merged = exchange.run(_MergeItems(kind, None if num_parts == 1 else size), inputs, 1 + len(groups), stage=stage)
     if num_parts == 1:
         return LogItems(merged[0].report, merged[0].parts[0], list(merged[0].parts[1:]))
     (ordered,) = exchange.run(_order_parts, [[left.parts[0] for left in merged]], 1 + num_parts, stage=stage)
@@ -74,7 +74,8 @@ class _MergeItems:
     """Returns how many items a hash partition has; leaves their ids in order, and their ranks for groups of blocks."""
 
     kind: IdKind
-    group_size: int
+    group_size: int | None
+    """Blocks of a group; None: this is the only partition, so the ranks are the codes, and each block has its own."""
 
     def __call__(self, _number: int, *blocks: PackedIds) -> tuple[int, Sequence[Any]]:
         merged = cast_ids(pa.array([], pa.string()), self.kind)
@@ -90,7 +91,7 @@ class _MergeItems:
         rank, ids = ranked(merged)
         rank32 = rank.astype(np.int32)
         ranks = [rank32[of_block] for of_block in codes]
-        if self.group_size == 1:
+        if self.group_size is None:
             return len(ids), (PackedIds.of(ids), *ranks)
         groups = [ranks[start : start + self.group_size] for start in range(0, len(ranks), self.group_size)]
         return len(ids), (PackedIds.of(ids), *groups)
