@@ -2,6 +2,7 @@
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
 from ray_recsys.config.models import (
+    BranchRecipe,
     EASERecipe,
     GMFRecipe,
     HistoryWeightsRecipe,
@@ -13,15 +14,18 @@ from ray_recsys.config.models import (
     ModelRecipe,
     NeuMFRecipe,
     PopularityRecipe,
+    PretrainRecipe,
     SimilarityRecipe,
     UserKNNRecipe,
     num_recent_items,
 )
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
+from ray_recsys.config.tracking import TrackRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
 
 __all__ = [
+    "BranchRecipe",
     "BundleRecipe",
     "ClusterRecipe",
     "DropRule",
@@ -41,10 +45,12 @@ __all__ = [
     "NeuMFRecipe",
     "PopularityRecipe",
     "PrepareRecipe",
+    "PretrainRecipe",
     "Recipe",
     "ServeRecipe",
     "SimilarityRecipe",
     "SplitRecipe",
+    "TrackRecipe",
     "TrainRecipe",
     "TuneRecipe",
     "UserKNNRecipe",

@@ -18,7 +18,9 @@ import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import ClusterRecipe, Recipe
+from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.models.contract import GradientModel
+from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import (
@@ -26,19 +28,20 @@ from ray_recsys.core.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    write_curves,
 )
+from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
+from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
-from ray_recsys.progress import EpochFinished
+from ray_recsys.progress import EpochFinished, Warned
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -54,11 +57,18 @@ class WorkerArgs(BaseModel):
     resources: FeedResources
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
+    warm_start: WarmStart | None = None
+    """What training begins with where there is no checkpoint."""
+    branch: Branch | None = None
+    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    branches: dict[Branch, Path] = {}
+    """Directories of the trained branches that the whole model begins with."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage."""
-        return "train" if self.refit_epochs is None else "refit"
+        """What names this training's part of Ray's storage; no name begins another."""
+        kind = "train" if self.refit_epochs is None else "refit"
+        return kind if self.branch is None else f"{self.branch}-{kind}"
 
     def checkpoint_roots(self) -> list[Path]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
@@ -80,11 +90,9 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    spec = MODELS[args.recipe.model.name]
-    assert spec.build is not None
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     trainer = Trainer(
-        spec.build(prepared, args.recipe),
+        _initial_model(prepared, args),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
@@ -95,7 +103,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     with scratch_directory() as scratch:
         reporter = _Reporter(trainer, rank, args, scratch, progress)
         try:
-            reporter.restore()
+            reporter.restore(prepared)
             train_epochs(
                 trainer, feed, validation, args.recipe.seed, reporter.after_epoch, on_checkpoint=reporter.checkpoint
             )
@@ -104,6 +112,21 @@ def train_worker(config: dict[str, Any]) -> Any:
         finally:
             feed.close()
     return None
+
+
+def _initial_model(prepared: PreparedSet, args: WorkerArgs) -> GradientModel:
+    """Returns the model with its initial weights: drawn, or of the branches that were trained first."""
+    recipe = args.recipe
+    build = MODELS[recipe.model.name].build
+    assert build is not None
+    model = build(prepared, recipe)
+    if args.branches:
+        assert isinstance(recipe.model, NeuMFRecipe)
+        assert recipe.model.pretrain is not None
+        recipes = branch_recipes(recipe)
+        trained = {branch: read_branch(prepared, recipes[branch], path) for branch, path in args.branches.items()}
+        fuse(model, trained, recipe.model.pretrain)
+    return model
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
@@ -135,16 +158,23 @@ class _Reporter:
     scratch: Path
     progress: ProgressSender
 
-    def restore(self) -> None:
-        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it."""
+    def restore(self, prepared: PreparedSet) -> None:
+        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it.
+
+        Without one, the model takes the weights of the run's bundle, if it has one.
+        """
         found = None
         if self.rank == 0:
             found, damaged = newest_checkpoint(self.args.checkpoint_roots())
             for error in damaged:
-                self.progress.send(f"a damaged checkpoint is left out: {error.message}")
+                self.progress.send(Warned(f"a damaged checkpoint is left out: {error.message}"))
         found = ray.train.collective.broadcast_from_rank_zero(found)
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
+        elif self.args.warm_start is not None:
+            coverage = warm_start(self.trainer.model, self.args.warm_start.bundle, prepared)
+            if self.rank == 0:
+                self.progress.send(str(coverage))
         done = self.trainer.progress
         if self.rank == 0:
             self.progress.start(done.num_epochs, done.partial.num_steps)
@@ -153,7 +183,7 @@ class _Reporter:
         """Reports an epoch."""
         self.checkpoint()
         if self.rank == 0:
-            if self.args.refit_epochs is None:
+            if self.args.stage == "train":
                 write_curves(self.args.run / CURVES, self.trainer.progress.records)
             self.progress.send(self._event(record))
 
@@ -186,6 +216,7 @@ class _Reporter:
             loss=record.loss,
             samples_per_s=record.samples_per_s,
             metric=label if label in record.metrics else None,
-            value=record.metrics.get(label, 0.0),
+            metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
+            is_refit=self.args.refit_epochs is not None,
         )
