@@ -26,6 +26,8 @@ from ray_recsys.core.preparing.log_files import LogFile, iter_line_blocks, list_
 from ray_recsys.core.preparing.log_reader import open_parquet
 from ray_recsys.core.preparing.log_text import parse_block, text_layout
 from ray_recsys.errors import DataError
+from ray_recsys.storage.files import written_file
+from ray_recsys.storage.location import Location
 
 BLOCKS_PER_ITEM_PART = 32
 """Blocks of the log for each hash partition of items, and those whose codes travel as one part."""
@@ -125,16 +127,16 @@ class WrittenItems:
 
 
 def write_vocabulary(
-    path: Path, items: LogItems, totals: ItemTotals, side: pa.Table | None, exchange: Exchange
+    location: Location, items: LogItems, totals: ItemTotals, side: pa.Table | None, exchange: Exchange
 ) -> WrittenItems:
     """Writes the item table of the items that occur in training, with what the side file has of them."""
     inputs = [[items.ids, *totals.ranges]]
-    (left,) = exchange.run(partial(_write_vocabulary, path, side), inputs, 1, stage=f"writing {path}")
+    (left,) = exchange.run(partial(_write_vocabulary, location, side), inputs, 1, stage=f"writing {location}")
     return WrittenItems(*left.report, items.ids, left.parts[0])
 
 
 def _write_vocabulary(
-    path: Path,
+    location: Location,
     side: pa.Table | None,
     _number: int,
     ids: PackedIds,
@@ -146,8 +148,10 @@ def _write_vocabulary(
     item_idx[order] = np.arange(len(order), dtype=np.int32)
     item_ids = ids.array().take(pa.array(order))
     columns, num_missing = ({}, len(order)) if side is None else join_side_items(item_ids, side)
-    write_items(path, item_ids, counts[order], columns)
-    return (len(order) - num_missing, digest_file(path)), (item_idx,)
+    with written_file(location, durable=False) as path:
+        write_items(path, item_ids, counts[order], columns)
+        digest = digest_file(path)
+    return (len(order) - num_missing, digest), (item_idx,)
 
 
 def vocabulary_order(counts: Int64s) -> Int64s:

@@ -6,7 +6,6 @@ Held-out rows that a model cannot be evaluated on (their item or their user has 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION, UserRows
 from ray_recsys.core.preparing.settling import PartitionPlan, SettledRows, log_drops
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 from ray_recsys.errors import DataError, EmptyDataError
+from ray_recsys.storage.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class WriteReport:
 
 
 def write_partitions(
-    plan: PartitionPlan, settled: SettledRows, items: WrittenItems, directory: Path, exchange: Exchange
+    plan: PartitionPlan, settled: SettledRows, items: WrittenItems, root: Location, exchange: Exchange
 ) -> list[WriteReport]:
     """Writes the partitions of a prepared set, one task each.
 
@@ -48,17 +48,17 @@ def write_partitions(
         plan: What all partitions share.
         settled: The interactions to write; its rows are freed one after the other.
         items: The vocabulary.
-        directory: The unfinished prepared set.
+        root: The unfinished prepared set, in storage that every node reaches.
         exchange: Runs the tasks.
     """
     num_users = [report.num_users for report in settled.reports]
     first_user_idx = np.concatenate([[0], np.cumsum(num_users)])[:-1]
     inputs = zip(drain(settled.users), drain(settled.rows), strict=True)
     left = exchange.run(
-        _WriteUsers(directory, plan.time_unit_us, first_user_idx),
+        _WriteUsers(root, plan.time_unit_us, first_user_idx),
         ([items.ids, items.item_idx, *of_partition] for of_partition in inputs),
         0,
-        stage=f"writing the partitions of {directory}",
+        stage=f"writing the partitions of {root}",
         describe=plan.describe,
     )
     return [partition.report for partition in left]
@@ -68,7 +68,7 @@ def write_partitions(
 class _WriteUsers:
     """Writes one partition from rows that have been split."""
 
-    directory: Path
+    root: Location
     time_unit_us: int
     first_user_idx: Int64s
     """Of each partition."""
@@ -94,7 +94,7 @@ class _WriteUsers:
         )
         user_ids = users.array().filter(pa.array(is_user))
         histories = Histories(first, training, validation, test)
-        info, digest = write_partition(self.directory, partition, histories, user_ids)
+        info, digest = write_partition(self.root, partition, histories, user_ids)
         report = WriteReport(
             info=info,
             digest=digest,
