@@ -208,7 +208,7 @@ def fingerprint(files: Sequence[LogFile], side_files: Sequence[LogFile], recipe:
         "schema_version": SCHEMA_VERSION,
         "files": [[file.uri, file.format, file.bytes, file.version] for file in files],
         "side_files": [[file.uri, file.format, file.bytes, file.version] for file in side_files],
-        "recipe": _relevant(recipe),
+        "recipe": relevant_sections(recipe),
     }
     if test_files := [file.uri for file in files if file.is_test]:
         identity["test_files"] = test_files
@@ -217,12 +217,13 @@ def fingerprint(files: Sequence[LogFile], side_files: Sequence[LogFile], recipe:
 
 def describe_difference(manifest: PreparedManifest, recipe: Recipe) -> str:
     """Returns how a finished prepared set differs from the requested one, e.g. `split.method: was 'a', now 'b'`."""
-    then, now = _flat(_relevant(manifest.recipe)), _flat(_relevant(recipe))
+    then, now = _flat(relevant_sections(manifest.recipe)), _flat(relevant_sections(recipe))
     changed = [f"{key}: was {then[key]!r}, now {now[key]!r}" for key in now if then[key] != now[key]]
     return "; ".join(changed) or "the input files differ in names, sizes or times of modification"
 
 
-def _relevant(recipe: Recipe) -> dict[str, Any]:
+def relevant_sections(recipe: Recipe) -> dict[str, Any]:
+    """Returns the sections of a recipe that prepare reads, and the seed where it does."""
     sections = recipe.model_dump(mode="json", include={*_SECTIONS})
     return {"seed": recipe.seed if recipe.split.method in ("random_per_user", "given") else None, **sections}
 
