@@ -7,9 +7,10 @@ Shapes: U users and I items of the training data, B users of a call, C candidate
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -168,6 +169,10 @@ class TensorBatch:
 class GradientModel(nn.Module, ABC):
     """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
 
+    user_tables: ClassVar[tuple[str, ...]]
+    """Names in the state dict of the parameters that have a row for each user."""
+    item_tables: ClassVar[tuple[str, ...]]
+    """Likewise for each item; all other parameters do not depend on the data's users and items."""
     num_users: int
     num_items: int
 
@@ -181,6 +186,17 @@ class GradientModel(nn.Module, ABC):
     @abstractmethod
     def export(self) -> Model:
         """Returns the model as it is now, in evaluation mode; it shares this module's weights."""
+
+    @abstractmethod
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns parameters that give the scores of an exported model, by their names in the state dict.
+
+        Args:
+            files: Directory of the model's files, of the same model with any users and items.
+
+        Raises:
+            IntegrityError: A file is missing or damaged.
+        """
 
 
 class Build(Protocol):

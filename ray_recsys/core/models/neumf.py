@@ -25,7 +25,9 @@ Source: He et al.: Neural Collaborative Filtering, WWW 2017, equations 7 to 12. 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,9 +35,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
-from ray_recsys.core.arrays import Int32s
+from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
-from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import LATEST_ITEMS, TrainedNeuMF
@@ -53,6 +55,9 @@ class NeuMF(GradientModel):
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
     """
+
+    user_tables: ClassVar = ("user_gmf", "user_mlp", "user_bias")
+    item_tables: ClassVar = ("item_gmf", "item_mlp", "item_bias", "recent.items")
 
     def __init__(
         self,
@@ -120,6 +125,10 @@ class NeuMF(GradientModel):
     def export(self) -> TrainedNeuMF:
         """Returns the trained model; it shares this module's weights."""
         return TrainedNeuMF(self)
+
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns a trained model's parameters: all that is in its files but the users' latest items."""
+        return {name: values for name, values in read_model_arrays(files).items() if name != LATEST_ITEMS}
 
     def branches(self, user_idx: Tensor, item_idx: Tensor, recent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the GMF branch's part of the logits, all biases included, and the MLP branch's, [B, C] each.

@@ -22,7 +22,7 @@ from ray_recsys.core.evaluation.result import EvaluationResult, ModelMetrics, Un
 from ray_recsys.core.evaluation.sums import Frame
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import Scorer
-from ray_recsys.core.models.popularity import popularity_of
+from ray_recsys.core.models.popularity import popularity_of, recent_popularity_of
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.table_files import check_ending, write_table_file
@@ -59,7 +59,8 @@ def evaluate(
         candidates: File of candidate lists (user_id, item_id, label), in place of the split and the protocol.
         output: Parquet file of each user's ranks and top K to write; see `core.evaluation.rankings_file`.
         two_stage: Also measure recall(N) → rerank of each model against reranking the whole catalogue.
-        baselines: Whether to evaluate Popularity and Random too, and the mean rating beside models of ratings.
+        baselines: Whether to evaluate Popularity and Random too, the mean rating beside models of ratings, and recent
+            popularity if the split is by global time.
         num_resamples: Resamples of the users to keep the metrics of, for intervals; see `core.evaluation.bootstrap`.
         report: Progress.
 
@@ -75,7 +76,7 @@ def evaluate(
         _check_goes_with_candidates(output, two_stage=two_stage)
     opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
-    beside = executor.share(_baselines(opened, prepared, executor, seed) if baselines else {})
+    beside = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
     scorers = Scorers(_labelled(opened), beside, executor.num_cpus)
     frame, lists = None, None
     if candidates is None:
@@ -145,17 +146,18 @@ def _read_lists(path: Path, prepared: PreparedSet, report: Reporter) -> Candidat
 
 
 def _baselines(
-    opened: Sequence[TrainedModel], prepared: PreparedSet, executor: Executor, seed: int
+    opened: Sequence[TrainedModel], prepared: PreparedSet, recipe: EvaluateRecipe, executor: Executor, seed: int
 ) -> dict[str, Scorer]:
-    """Returns the mean rating beside models of ratings, Popularity and Random, by label."""
+    """Returns the mean rating beside models of ratings, Popularity, recent or all, and Random, by label."""
     baselines: dict[str, Scorer] = {}
     if any(model.predicts_ratings for model in opened):
         baselines[MEAN_RATING] = fit_mean_rating(prepared, executor)
     counts = prepared.item_counts()
-    return baselines | {
-        "Popularity": popularity_of(counts, prepared.manifest.num_users),
-        "Random": Random(len(counts), seed),
-    }
+    baselines["Popularity"] = popularity_of(counts, prepared.manifest.num_users)
+    if prepared.manifest.split.get("method") == "global_time":
+        recent = recent_popularity_of(prepared, recipe.popularity_half_life_days, executor)
+        baselines["Recent popularity"] = recent
+    return baselines | {"Random": Random(len(counts), seed)}
 
 
 def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: int) -> pa.Schema:
