@@ -18,14 +18,18 @@ import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import ClusterRecipe, Recipe
+from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.models.contract import GradientModel
+from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import (
+    BEST,
     checkpoint_name,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    verify_checkpoint,
 )
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
@@ -40,6 +44,8 @@ from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
 from ray_recsys.progress import EpochFinished, Warned
+from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -49,23 +55,29 @@ class WorkerArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    data: Path
-    run: Path
+    data: Location
+    run: Location
     recipe: Recipe
     resources: FeedResources
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
     """What training begins with where there is no checkpoint."""
+    branch: Branch | None = None
+    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    branches: dict[Branch, Location] = {}
+    """Checkpoints of the trained branches that the whole model begins with."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage."""
-        return "train" if self.refit_epochs is None else "refit"
+        """What names this training's part of Ray's storage; no name begins another."""
+        kind = "train" if self.refit_epochs is None else "refit"
+        return kind if self.branch is None else f"{self.branch}-{kind}"
 
-    def checkpoint_roots(self) -> list[Path]:
+    def checkpoint_roots(self) -> list[Location]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
-        return sorted((self.run / RAY_STORAGE).glob(f"{self.stage}-*"))
+        storage = self.run / RAY_STORAGE
+        return [storage / name for name in list_folder(storage) if name.startswith(f"{self.stage}-")]
 
 
 def train_worker(config: dict[str, Any]) -> Any:
@@ -83,11 +95,9 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    spec = MODELS[args.recipe.model.name]
-    assert spec.build is not None
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     trainer = Trainer(
-        spec.build(prepared, args.recipe),
+        _initial_model(prepared, args),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
@@ -107,6 +117,22 @@ def train_worker(config: dict[str, Any]) -> Any:
         finally:
             feed.close()
     return None
+
+
+def _initial_model(prepared: PreparedSet, args: WorkerArgs) -> GradientModel:
+    """Returns the model with its initial weights: drawn, or of the branches that were trained first."""
+    recipe = args.recipe
+    build = MODELS[recipe.model.name].build
+    assert build is not None
+    model = build(prepared, recipe)
+    if args.branches:
+        assert isinstance(recipe.model, NeuMFRecipe)
+        assert recipe.model.pretrain is not None
+        recipes = branch_recipes(recipe)
+        copies = {branch: verify_checkpoint(checkpoint) for branch, checkpoint in args.branches.items()}
+        trained = {branch: read_branch(prepared, recipes[branch], copy.path / BEST) for branch, copy in copies.items()}
+        fuse(model, trained, recipe.model.pretrain)
+    return model
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
@@ -163,7 +189,7 @@ class _Reporter:
         """Reports an epoch."""
         self.checkpoint()
         if self.rank == 0:
-            if self.args.refit_epochs is None:
+            if self.args.stage == "train":
                 write_curves(self.args.run / CURVES, self.trainer.progress.records)
             self.progress.send(self._event(record))
 
@@ -198,5 +224,5 @@ class _Reporter:
             metric=label if label in record.metrics else None,
             metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
-            is_refit=self.args.refit_epochs is not None,
+            stage=self.args.stage,
         )
