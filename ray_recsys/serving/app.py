@@ -51,7 +51,7 @@ def make_app(api: Api) -> FastAPI:
 
     def wrap(inner: App) -> Gateway:
         nonlocal gateway
-        gateway = Gateway(inner, api.limits, api.metrics, keys)
+        gateway = Gateway(inner, api.limits, api.metrics, keys, {("POST", "/v1/recommend"): api.recommend_from})
         return gateway
 
     @app.get("/metrics", include_in_schema=False)

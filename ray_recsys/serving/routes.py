@@ -11,7 +11,7 @@ from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Query as RecallQuery
 from ray_recsys.serving.answers import ItemWriter, explain
 from ray_recsys.serving.coalescer import Coalescer
-from ray_recsys.serving.gateway import MAX_BODY_BYTES, too_large
+from ray_recsys.serving.gateway import read_body
 from ray_recsys.serving.live import LiveBundle
 from ray_recsys.serving.metrics import Metrics
 from ray_recsys.serving.problems import MEDIA_TYPE
@@ -105,6 +105,10 @@ class Api:
         body = ScoreResponse(scores=scores, source=best.source, bundle=bundle.version)
         return Response(body.model_dump_json(), media_type="application/json")
 
+    async def recommend_from(self, body: bytes) -> Response:
+        """Returns the response to a request's body; see `recommend`."""
+        return await self.recommend(RecommendRequest.model_validate_json(body))
+
     async def recommend(self, request: RecommendRequest) -> Response:
         """Returns the response to a request, made by one bundle version."""
         start_s = time.perf_counter()
@@ -150,17 +154,17 @@ def recommend_routes(api: Api) -> APIRouter:
     @router.post("/v1/recommend", **_described(RecommendRequest, RecommendResponse))
     async def recommend(request: Request) -> Response:
         """Recommends items to a user, from a history, or to an anonymous user."""
-        return await api.recommend(RecommendRequest.model_validate_json(await _read_body(request)))
+        return await api.recommend_from(await read_body(request.receive))
 
     @router.post("/v1/recommend/batch", **_described(BatchRequest, BatchResponse))
     async def recommend_batch(request: Request) -> Response:
         """Recommends items to up to 256 users."""
-        return await api.recommend_batch(BatchRequest.model_validate_json(await _read_body(request)))
+        return await api.recommend_batch(BatchRequest.model_validate_json(await read_body(request.receive)))
 
     @router.post("/v1/score", **_described(ScoreRequest, ScoreResponse))
     async def score(request: Request) -> Response:
         """Scores given items for a user."""
-        return await api.score(ScoreRequest.model_validate_json(await _read_body(request)))
+        return await api.score(ScoreRequest.model_validate_json(await read_body(request.receive)))
 
     @router.get("/v1/recommend/{user_id:path}", response_model=RecommendResponse, responses=problems(422, 503))
     async def recommend_to_user(user_id: str, k: limited_k = 10, string_ids: StringIds = False) -> Response:
@@ -178,12 +182,3 @@ def recommend_routes(api: Api) -> APIRouter:
         return SimilarResponse(item=item, items=found, bundle=bundle.version)
 
     return router
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large()
-    return bytes(body)

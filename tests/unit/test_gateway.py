@@ -183,7 +183,7 @@ class _Exchange:
     def __init__(self, **limits: Any) -> None:
         self.go = asyncio.Event()
         self.num_reached = 0
-        self.gateway = Gateway(self._app, ServeRecipe(**limits), Metrics(), None)
+        self.gateway = Gateway(self._app, ServeRecipe(**limits), Metrics(), None, {})
 
     async def _app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         del scope, receive
