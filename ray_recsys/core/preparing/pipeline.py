@@ -8,7 +8,8 @@ few numbers per task. The result depends on the rows alone, not on their order, 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from ray_recsys.config import PrepareRecipe, Recipe
 from ray_recsys.core.artifact import MANIFEST, read_kind
-from ray_recsys.core.artifact_writer import atomic_directory
+from ray_recsys.core.artifact_writer import draft, files_of_draft
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.prepared import (
     ITEMS,
@@ -43,6 +44,8 @@ from ray_recsys.core.preparing.splits import find_cuts
 from ray_recsys.core.preparing.staging import NUM_BUCKETS, StagedLog, partition_bounds, stage_log
 from ray_recsys.errors import ArtifactError, DataError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.files import exists, is_file, list_folder, scratch_directory
+from ray_recsys.storage.location import Location, LocationLike
 
 ROWS_PER_PARTITION = 1_000_000
 MIN_PARTITIONS = 4
@@ -51,7 +54,7 @@ _SECTIONS = ("input", "items", "prepare", "split")
 
 def prepare(
     inputs: Sequence[str],
-    output: Path,
+    output: LocationLike,
     recipe: Recipe,
     executor: Executor,
     *,
@@ -64,7 +67,7 @@ def prepare(
 
     Args:
         inputs: Files, folders or URIs of the log.
-        output: Directory of the prepared set, on storage that every node shares.
+        output: Directory of the prepared set, in storage that every node reaches.
         recipe: Its sections input, items, prepare and split, and its seed, are used.
         executor: Runs the tasks.
         items: Side file of titles and categories.
@@ -76,19 +79,20 @@ def prepare(
         DataError: The log or the side file cannot be used, or too little is left of it.
         ArtifactError: `output` holds something else.
     """
+    location = Location.of(output)
     files = [*list_log_files(inputs, recipe.input.format), *_test_files(test, recipe)]
     side_files = list_log_files([items], recipe.items.format) if items is not None else []
     identity = fingerprint(files, side_files, recipe)
-    if not overwrite and (finished := _finished(output, identity, recipe)) is not None:
-        report(f"{output} is up to date: it was prepared from the same files with the same recipe")
+    if not overwrite and (finished := _finished(location, identity, recipe)) is not None:
+        report(f"{location} is up to date: it was prepared from the same files with the same recipe")
         return finished
-    _check_replaceable(output)
+    _check_replaceable(location)
     side = read_side_items(items, recipe.items) if items is not None else None
     chunks = plan_chunks(files, recipe.input)
     size = sum(file.bytes for file in files)
     report(f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {len(chunks)} chunk(s)")
-    with atomic_directory(output, overwrite=overwrite) as directory:
-        manifest = _write(directory, chunks, side, recipe, executor, identity=identity, report=report)
+    with draft(location, overwrite=overwrite) as root, _staging(root) as staging:
+        manifest = _write(root, chunks, side, recipe, executor, staging=staging, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
 
@@ -102,10 +106,20 @@ def _test_files(test: Sequence[str], recipe: Recipe) -> list[LogFile]:
     return [replace(file, is_test=True) for file in list_log_files(test, recipe.input.format)] if test else []
 
 
-def _finished(output: Path, identity: str, recipe: Recipe) -> PreparedManifest | None:
+@contextmanager
+def _staging(root: Location) -> Iterator[Path]:
+    """Yields a directory to make for rows on their way: inside a local draft, else on this node's disk."""
+    if root.is_local:
+        yield Path(root / "staging")
+        return
+    with scratch_directory() as directory:
+        yield directory / "staging"
+
+
+def _finished(output: Location, identity: str, recipe: Recipe) -> PreparedManifest | None:
     """Returns the manifest of an existing prepared set with this identity; None if there is nothing at `output`."""
-    if not (output / MANIFEST).exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_file(output / MANIFEST):
+        if output.is_local and exists(output) and (is_file(output) or list_folder(output)):
             raise ArtifactError(f"{output} exists and is not a prepared set", remedy="give another --output")
         return None
     manifest = PreparedSet.open(output).manifest
@@ -117,28 +131,28 @@ def _finished(output: Path, identity: str, recipe: Recipe) -> PreparedManifest |
     )
 
 
-def _check_replaceable(output: Path) -> None:
+def _check_replaceable(output: Location) -> None:
     """Refuses to replace anything but a prepared set, whatever the caller asked for."""
-    if output.is_dir() and not any(output.iterdir()):
-        output.rmdir()
-    elif output.exists() and read_kind(output) != KIND:
+    if output.is_local and Path(output).is_dir() and not list_folder(output):
+        Path(output).rmdir()
+    elif (exists(output) if output.is_local else is_file(output / MANIFEST)) and read_kind(output) != KIND:
         raise ArtifactError(
             f"{output} exists and is not a prepared set, so it is not overwritten", remedy="give another --output"
         )
 
 
 def _write(
-    directory: Path,
+    root: Location,
     chunks: Sequence[LogChunk],
     side: pa.Table | None,
     recipe: Recipe,
     executor: Executor,
     *,
+    staging: Path,
     identity: str,
     report: Reporter,
 ) -> PreparedManifest:
     """Writes the prepared set into an unpublished directory."""
-    staging = directory / "staging"
     log = stage_log(chunks, recipe.input, staging, executor)
     report(f"read {log.rows_in:,} rows, {log.rows_kept:,} of them good" + _dropped_so_far(log.drops))
     if log.rows_kept == 0:
@@ -151,13 +165,16 @@ def _write(
     order = vocabulary_order(settled.item_counts[0])
     check_left(log.rows_in, sum(step.num_users for step in settled.reports), len(order), drops)
     ids, counts = item_ids.take(pa.array(order)), settled.item_counts[0][order]
-    write_items(directory / ITEMS, ids, counts, _side_columns(ids, side, report))
-    written = write_partitions(plan, settled, order, directory, executor)
+    side_columns = _side_columns(ids, side, report)
+    written = write_partitions(plan, settled, order, root, executor)
     drops.merge(DropLog.merged(part.drops for part in written))
     shutil.rmtree(staging)
-    drops.write_examples(directory / "drops")
+    digests = {part.info.file: part.digest for part in written}
+    with files_of_draft(root, digests) as directory:
+        write_items(directory / ITEMS, ids, counts, side_columns)
+        drops.write_examples(directory / "drops")
     manifest = build_manifest(log.rows_in, drops, plan, settled, written, recipe=recipe, identity=identity)
-    write_prepared_manifest(directory, manifest, {part.info.file: part.digest for part in written})
+    write_prepared_manifest(root, manifest, digests)
     return manifest
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ray_recsys.core.preparing.partitions import PartitionPlan, SettledRows, log
 from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION, UserRows
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 from ray_recsys.errors import DataError, EmptyDataError
+from ray_recsys.storage.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FinalIndices:
 
 
 def write_partitions(
-    plan: PartitionPlan, settled: SettledRows, order: Int64s, directory: Path, executor: Executor
+    plan: PartitionPlan, settled: SettledRows, order: Int64s, root: Location, executor: Executor
 ) -> list[WriteReport]:
     """Writes the partitions of a prepared set, one task each.
 
@@ -65,14 +65,14 @@ def write_partitions(
         plan: What all partitions share.
         settled: The interactions to write.
         order: Item codes of the vocabulary, in order of index.
-        directory: The unfinished prepared set.
+        root: The unfinished prepared set, in storage that every node reaches.
         executor: Runs the tasks.
     """
-    task = partial(write_users, plan, FinalIndices.of(settled, order), settled.last_step, directory)
-    return map_in_order(executor, task, plan.num_partitions, stage=f"writing the partitions of {directory}")
+    task = partial(write_users, plan, FinalIndices.of(settled, order), settled.last_step, root)
+    return map_in_order(executor, task, plan.num_partitions, stage=f"writing the partitions of {root}")
 
 
-def write_users(plan: PartitionPlan, indices: FinalIndices, step: int, directory: Path, partition: int) -> WriteReport:
+def write_users(plan: PartitionPlan, indices: FinalIndices, step: int, root: Location, partition: int) -> WriteReport:
     """Writes one partition of a prepared set from the rows of a step that has split them."""
     rows, user_ids = plan.read_step(partition, step), plan.read_users(partition)
     assert rows.label is not None
@@ -91,7 +91,7 @@ def write_users(plan: PartitionPlan, indices: FinalIndices, step: int, directory
         _interactions(rows, label, num_users, plan.time_unit_us) for label in (TRAINING, VALIDATION, TEST)
     )
     user_ids = user_ids.filter(pa.array(is_user))
-    info, digest = write_partition(directory, partition, Histories(first, training, validation, test), user_ids)
+    info, digest = write_partition(root, partition, Histories(first, training, validation, test), user_ids)
     return WriteReport(
         info=info,
         digest=digest,
