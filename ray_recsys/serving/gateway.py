@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from itertools import count
 from typing import Any
 
@@ -40,6 +41,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Direct = Callable[[bytes], Awaitable[Response]]
 
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that is being answered."""
 access_logger = logging.getLogger("ray_recsys.access")
 
 
@@ -78,6 +81,7 @@ class Gateway:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _GIVEN_ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}".encode()
+        REQUEST_ID.set(request_id.decode())
         route, needed = _route_of(scope["path"])
         status = 0
 
@@ -180,7 +184,7 @@ async def read_body(receive: Receive) -> bytes:
     Raises:
         Problem: It is larger than the limit, or the client has gone.
     """
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -189,7 +193,7 @@ async def read_body(receive: Receive) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise too_large()
         if not message.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 def too_large() -> Problem:
