@@ -7,9 +7,10 @@ Shapes: U users and I items of the training data, B users of a call, C candidate
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -165,9 +166,17 @@ class TensorBatch:
     does not want them."""
 
 
+USERS = "user_idx"
+"""The field of a batch that names users."""
+
+
 class GradientModel(nn.Module, ABC):
     """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
 
+    batch_tables: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parameters with a row per user or item of which a step reads only the rows that a field of the batch names, by
+    that field: `user_idx`, `item_idx` or `recent`. The forward pass must work as well with tables of these rows alone
+    and indices into those. Empty: a step reads all rows."""
     num_users: int
     num_items: int
 

@@ -13,6 +13,7 @@ Source: MF: Koren, Bell, Volinsky: Matrix factorization techniques for recommend
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,11 @@ class MF(GradientModel):
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
     """
+
+    batch_tables: ClassVar = {
+        "user_idx": ("user_vectors", "user_bias"),
+        "item_idx": ("item_vectors", "item_bias"),
+    }
 
     def __init__(
         self,
@@ -74,7 +80,7 @@ class MF(GradientModel):
 
     def logits(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
         """Returns the logits [B, C] of each user, int64[B], with each of its items, integers [B, C]."""
-        order = order_rows(item_idx, self.num_items)
+        order = order_rows(item_idx, len(self.item_vectors))
         user_BD = functional.embedding(user_idx, self.user_vectors)
         if self.output is not None:
             user_BD = user_BD * self.output

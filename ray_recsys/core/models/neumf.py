@@ -26,6 +26,7 @@ Source: He et al.: Neural Collaborative Filtering, WWW 2017, equations 7 to 12. 
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from torch.nn import functional
 from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Int32s
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.models.dropout import relu_and_drop
 from ray_recsys.core.models.files import Arrays, Header
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
@@ -53,6 +55,12 @@ class NeuMF(GradientModel):
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
     """
+
+    batch_tables: ClassVar = {
+        "user_idx": ("user_gmf", "user_mlp", "user_bias"),
+        "item_idx": ("item_gmf", "item_mlp", "item_bias"),
+        "recent": ("recent.items",),
+    }
 
     def __init__(
         self,
@@ -129,18 +137,19 @@ class NeuMF(GradientModel):
             item_idx: int64 or int32 [B, C].
             recent: The users' recent items, latest first, integers [B, L], -1 for none; None without `recent_items`.
         """
-        order = order_rows(item_idx, self.num_items)
+        num_rows = len(self.item_gmf)  # those of the batch's items only, where the optimizer is sparse
+        order = order_rows(item_idx, num_rows)
         user_BD, hidden_BH = self.user_vectors(user_idx, recent)
         # A sum of products: the backward pass of a batched product with one column is slower.
         product_BC = (gather(self.item_gmf, item_idx, order) * user_BD.unsqueeze(1)).sum(dim=2)
         item_bias_BC = gather(self.item_bias.unsqueeze(1), item_idx, order).squeeze(2)
         user_bias_B1 = functional.embedding(user_idx, self.user_bias.unsqueeze(1))
         gmf_BC = product_BC + item_bias_BC + (user_bias_B1 + self.global_bias)
-        if item_idx.numel() >= self.num_items:
+        if item_idx.numel() >= num_rows:
             item_BCH = gather(self.item_hidden(), item_idx, order)
         else:
             item_BCH = self.item_half(gather(self.item_mlp, item_idx, order))
-        return gmf_BC, self.mlp_head(hidden_BH.unsqueeze(1) + item_BCH)
+        return gmf_BC, self.mlp_head(item_BCH.add_(hidden_BH.unsqueeze(1)))
 
     def user_vectors(self, user_idx: Tensor, recent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the users' GMF vectors, output weights included, [B, D], and halves of layer 1, [B, H1]."""
@@ -164,15 +173,18 @@ class NeuMF(GradientModel):
 
     def mlp_head(self, hidden: Tensor) -> Tensor:
         """Returns the MLP branch's part of the logits from layer 1's sums, [..., H1] → [...]; may overwrite them."""
+        scale = 1.0  # of the units that dropout has kept; it goes into the next weights, which are fewer
         for number in range(len(self.recipe.mlp_layers)):
             if number:
-                hidden = self.hidden[number - 1](hidden)
+                layer = self.hidden[number - 1]
+                hidden = layer(hidden) if scale == 1 else functional.linear(hidden, layer.weight * scale, layer.bias)
             if self.norms is not None:
                 hidden = self.norms[number](hidden)
-            hidden = functional.relu(hidden, inplace=True)
-            if self.recipe.dropout:
-                hidden = functional.dropout(hidden, self.recipe.dropout, self.training)
-        return torch.matmul(hidden, self.mlp_output)
+            if self.recipe.dropout and self.training:
+                hidden, scale = relu_and_drop(hidden, self.recipe.dropout)
+            else:
+                hidden = functional.relu(hidden, inplace=True)
+        return torch.matmul(hidden, self.mlp_output if scale == 1 else self.mlp_output * scale)
 
     def _square_norms(self, batch: TensorBatch) -> Tensor:
         """Returns the sum over pairs of the squared norms of their four embedding rows."""

@@ -50,7 +50,7 @@ def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
         trainer.model.export().save(best)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
     save_file(tensors, directory / WEIGHTS)
-    torch.save(trainer.optimizer.state_dict(), directory / OPTIMIZER)
+    torch.save(trainer.learner.state_dict(), directory / OPTIMIZER)
     (directory / PROGRESS).write_bytes(_PROGRESS.dump_json(progress, indent=2))
     if progress.best_epoch:
         shutil.copytree(best, directory / BEST)
@@ -91,7 +91,7 @@ def load_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
     try:
         trainer.model.load_state_dict(load_file(directory / WEIGHTS))
         state = torch.load(directory / OPTIMIZER, map_location=trainer.device, weights_only=True)
-        trainer.optimizer.load_state_dict(state)
+        trainer.learner.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise IntegrityError(f"{directory} does not hold the state of this recipe's model: {error}") from error
     trainer.progress = read_progress(directory)

@@ -1,5 +1,6 @@
 """Data-parallel training: gradients of the workers are added, whatever the sizes of their shards."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -40,6 +41,16 @@ def data_parallel(module: nn.Module) -> nn.Module:
     )
     wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
     return wrapped
+
+
+def sum_over_workers(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the sums over workers of tensors that each worker has, sent as one."""
+    if not is_group():
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    sizes = [tensor.numel() for tensor in tensors]
+    return [part.view_as(tensor) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True)]
 
 
 def is_group() -> bool:

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.learner import DenseLearner, Learner, SparseLearner, is_sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +105,13 @@ class Trainer:
         self.recipe = recipe
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, fused=True)
         self.progress = Progress()
         self.metric = deciding_metric(recipe)
-        self._loss = wrap(self.model)
+        self.learner: Learner
+        if is_sparse(model, recipe):
+            self.learner = SparseLearner(self.model, recipe)
+        else:
+            self.learner = DenseLearner(self.model, recipe, wrap)
         self._num_steps = steps_per_epoch * recipe.epochs
         self._num_epochs = num_epochs or recipe.epochs
 
@@ -131,14 +133,9 @@ class Trainer:
         if not batch.global_batch_size:
             self.progress.num_steps += 1
             return torch.zeros((), device=self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.progress.num_steps)
-        self.optimizer.zero_grad()
-        loss: Tensor = self._loss(self._to_device(batch))
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        loss = self.learner.step(batch, self.learning_rate(self.progress.num_steps))
         self.progress.num_steps += 1
-        return loss.detach()
+        return loss
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""
@@ -157,17 +154,3 @@ class Trainer:
         if best is None or (value is not None and self.metric.is_better(value, best)):
             progress.best_epoch = record.epoch
         return progress.best_epoch == record.epoch
-
-    def _to_device(self, batch: Batch) -> TensorBatch:
-        rating = None if batch.rating is None else self._tensor(batch.rating)
-        return TensorBatch(
-            self._tensor(batch.user_idx),
-            self._tensor(batch.item_idx),
-            self._tensor(batch.weight),
-            rating,
-            batch.global_batch_size,
-            None if batch.recent is None else self._tensor(batch.recent),
-        )
-
-    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
