@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int32s, Int64s
-from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import ITEMS, PreparedManifest, PreparedSet, write_partition, write_prepared_manifest
 

@@ -14,13 +14,29 @@ import click
 
 from ray_recsys import __version__
 from ray_recsys.commands.data import audit, describe, prepare
+from ray_recsys.commands.evaluation import compare, evaluate
 from ray_recsys.commands.machine import demo, doctor
 from ray_recsys.commands.registry import registry
 from ray_recsys.commands.serving import publish, recommend, score, serve
-from ray_recsys.commands.training import evaluate, train, tune
+from ray_recsys.commands.training import train, tune
 
 TRACEBACK_VARIABLE = "RAY_RECSYS_TRACEBACK"
-_COMMANDS = (prepare, audit, describe, train, tune, evaluate, publish, registry, serve, recommend, score, doctor, demo)
+_COMMANDS = (
+    prepare,
+    audit,
+    describe,
+    train,
+    tune,
+    evaluate,
+    compare,
+    publish,
+    registry,
+    serve,
+    recommend,
+    score,
+    doctor,
+    demo,
+)
 
 
 class _InOrder(click.Group):

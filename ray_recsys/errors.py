@@ -10,8 +10,11 @@
     │   │   ├── IntegrityError     truncated or changed
     │   │   └── BundleRefusedError whole, but its answers are not what they were or cannot be right
     │   ├── RegistryError          a registry without a live bundle
-    │   └── ClusterError           a Ray address, port or resource that is not available
+    │   ├── ClusterError           a Ray address, port or resource that is not available
+    │   └── AccessError            a bucket or URI that cannot be used: not there, not allowed, not supported
     ├── WorseModelError            exit 3: the quality gate kept the live bundle
+    ├── StorageError               exit 1: an object store that did not answer, or not in time
+    ├── ConflictError              exit 1: another process changed the same small file meanwhile
     └── StageError                 exit 1: a stage failed although its input was good
 
 The package's own invariants are `assert`s, never errors of this tree.
@@ -79,10 +82,22 @@ class ClusterError(InputError):
     """A Ray address, a port or a resource is not available."""
 
 
+class AccessError(InputError):
+    """A bucket or URI cannot be used: it is not there, not allowed, or not supported."""
+
+
 class WorseModelError(RecsysError):
     """A model is worse than the live one on the same data; nothing was published."""
 
     exit_status = 3
+
+
+class StorageError(RecsysError):
+    """An object store did not answer, or not as it should, although the request was repeated."""
+
+
+class ConflictError(RecsysError):
+    """Another process changed the same thing meanwhile; nothing was overwritten."""
 
 
 class StageError(RecsysError):

@@ -5,8 +5,8 @@ An event is a line of text, or a dataclass whose `str()` is that line, so that a
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,27 @@ class EpochFinished:
     samples_per_s: float
     metric: str | None = None
     """Label of the validation metric that decides, e.g. NDCG@10; None without validation."""
-    value: float = 0.0
-    """Of that metric."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All validation metrics; empty without validation."""
     seconds: float | None = None
     """Of the epoch, validation included; None: not measured."""
+    is_refit: bool = False
+    """Whether it is an epoch of the refit on everything."""
+
+    @property
+    def most_s_left(self) -> float | None:
+        """Seconds until the last epoch ends, if early stopping does not end the run before; None: not known."""
+        num_left = self.num_epochs - self.epoch
+        return num_left * self.seconds if self.seconds and num_left > 0 else None
 
     def __str__(self) -> str:
-        validation = f", validation {self.metric} {self.value:.4f}" if self.metric else ""
+        validation = f", validation {self.metric} {self.metrics[self.metric]:.4f}" if self.metric else ""
         line = f"epoch {self.epoch}: loss {self.loss:.4f}{validation}, {self.samples_per_s:,.0f} samples/s"
-        num_left = self.num_epochs - self.epoch
-        return f"{line}, at most {_duration(num_left * self.seconds)} left" if self.seconds and num_left > 0 else line
+        return f"{line}, at most {duration(self.most_s_left)} left" if self.most_s_left else line
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns seconds in words, in the unit that fits."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -54,7 +62,17 @@ class TrainingRestarted:
         return f"a worker was lost; resumed after epoch {self.epoch}{step}"
 
 
-Event = str | EpochFinished | TrainingRestarted
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that does not end the stage, but that its user should know."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return f"warning: {self.message}"
+
+
+Event = str | EpochFinished | TrainingRestarted | Warned
 Reporter = Callable[[Event], None]
 
 

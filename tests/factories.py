@@ -71,6 +71,12 @@ def rewrite_partitions(
     return PreparedSet.open(prepared.path)
 
 
+def rewrite_manifest(prepared: PreparedSet, **changes: object) -> PreparedSet:
+    """Returns the set with other values in its manifest, signed again."""
+    write_prepared_manifest(prepared.path, prepared.manifest.model_copy(update=changes), {})
+    return PreparedSet.open(prepared.path)
+
+
 def replace_user_ids(prepared: PreparedSet, partition: int, ids: list[str | None]) -> PreparedSet:
     """Returns the set with other ids of a partition's users and the manifest signed again."""
     path = prepared.partition_path(partition)

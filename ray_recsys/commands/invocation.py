@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,13 +89,25 @@ def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., 
         ) -> None:
             context = click.get_current_context()
             recipe = load_recipe(recipe_file or default_recipe, [*overrides, *context.meta.get(_OVERRIDES, [])])
-            with reserved_stdout() as stdout:
-                command = str(context.info_name)
-                function(Invocation(command, recipe, address, as_json, StderrReporter(command), stdout), **arguments)
+            command = str(context.info_name)
+            with reserved_stdout() as stdout, _reporter(command, as_json=as_json) as report:
+                function(Invocation(command, recipe, address, as_json, report, stdout), **arguments)
 
         return run
 
     return decorate
+
+
+@contextmanager
+def _reporter(command: str, *, as_json: bool) -> Iterator[Reporter]:
+    """Yields what shows progress on stderr: a bar on a terminal, plain lines elsewhere and with --json."""
+    if as_json or not sys.stderr.isatty():
+        yield StderrReporter(command)
+        return
+    from ray_recsys.commands.terminal import TerminalReporter
+
+    with TerminalReporter(command) as report:
+        yield report
 
 
 takes_invocation = takes_invocation_of(None)
@@ -108,3 +121,11 @@ def recipe_option(flag: str, key: str, **attributes: Any) -> Callable[[Callable[
             context.meta.setdefault(_OVERRIDES, []).append(f"{key}={value}")
 
     return click.option(flag, expose_value=False, callback=override, **attributes)
+
+
+def live_bundle(path: Path) -> Path:
+    """Returns the path of a registry's live bundle; any other path as it is."""
+    from ray_recsys.core.recommending.registry import CURRENT, Registry
+
+    registry = Registry(path)
+    return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ray_recsys.commands.evaluation import evaluation_tables
 from ray_recsys.commands.invocation import OUTPUT, Invocation, recipe_option, takes_invocation, takes_invocation_of
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.commands.serving import wait_for_interrupt
-from ray_recsys.commands.training import evaluation_tables
 from ray_recsys.errors import ClusterError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -20,6 +20,11 @@ class Table:
 def facts(title: str = "", /, **values: Any) -> Table:
     """Returns a table of names and values, without None values; `_` in a name becomes a space."""
     return Table(("", ""), [(k.replace("_", " "), v) for k, v in values.items() if v is not None], title)
+
+
+def scalars(values: Mapping[str, object]) -> dict[str, object]:
+    """Returns a result's values without its lists and mappings."""
+    return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
-from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_option, takes_invocation
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
 from ray_recsys.commands.output import facts
 
 
@@ -34,6 +34,7 @@ def publish(
 ) -> None:
     """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3)."""
     from ray_recsys.core.workflows.publish import publish as run
+    from ray_recsys.trackers.tracker import tag_published
 
     with invocation.connect() as executor:
         result = run(
@@ -46,6 +47,7 @@ def publish(
             force=force,
             report=invocation.report,
         )
+    tag_published(run_path.absolute(), result.version, invocation.report)
     values = result.model_dump(mode="json")
     metrics, _ = values.pop("metrics", None) or {}, values.pop("gate")
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
@@ -85,7 +87,7 @@ def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path
 
     with invocation.connect() as executor:
         result = run(
-            _live(bundle),
+            live_bundle(bundle),
             output,
             executor,
             num_candidates=invocation.recipe.serve.num_candidates,
@@ -109,16 +111,8 @@ def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Pat
     from ray_recsys.core.workflows.score import score as run
 
     with invocation.connect() as executor:
-        result = run(_live(bundle), input_path, output, executor, report=invocation.report)
+        result = run(live_bundle(bundle), input_path, output, executor, report=invocation.report)
     invocation.answer(result, facts(**result.model_dump(mode="json")))
-
-
-def _live(path: Path) -> Path:
-    """Returns the path of a registry's live bundle; any other path as it is."""
-    from ray_recsys.core.recommending.registry import CURRENT, Registry
-
-    registry = Registry(path)
-    return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path
 
 
 def wait_for_interrupt() -> None:

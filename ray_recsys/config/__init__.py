@@ -19,6 +19,7 @@ from ray_recsys.config.models import (
 )
 from ray_recsys.config.recipe import Recipe
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
+from ray_recsys.config.tracking import TrackRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ServeRecipe",
     "SimilarityRecipe",
     "SplitRecipe",
+    "TrackRecipe",
     "TrainRecipe",
     "TuneRecipe",
     "UserKNNRecipe",

@@ -28,6 +28,8 @@ class PopularityRecipe(Section):
     default_space: ClassVar[dict[str, Distribution]] = {}
 
     name: Literal["popularity"] = "popularity"
+    half_life_days: float | None = Field(default=None, gt=0)
+    """An interaction's weight halves every so many days back from the latest one; None: all weigh 1."""
 
 
 class SimilarityRecipe(Section):

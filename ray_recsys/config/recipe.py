@@ -9,6 +9,7 @@ from ray_recsys.config.data import InputRecipe, ItemsRecipe, PrepareRecipe, Spli
 from ray_recsys.config.models import ModelRecipe, NeuMFRecipe
 from ray_recsys.config.section import Section
 from ray_recsys.config.serving import BundleRecipe, EvaluateRecipe, ServeRecipe
+from ray_recsys.config.tracking import TrackRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
 
 DEFAULT_MODEL = "neumf"
@@ -31,6 +32,7 @@ class Recipe(Section):
     bundle: BundleRecipe = BundleRecipe()
     serve: ServeRecipe = ServeRecipe()
     cluster: ClusterRecipe = ClusterRecipe()
+    track: TrackRecipe = TrackRecipe()
 
     @model_validator(mode="before")
     @classmethod

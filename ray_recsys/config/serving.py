@@ -17,6 +17,8 @@ class EvaluateRecipe(Section):
     """Unseen items drawn per held-out item under the sampled protocol."""
     max_users: PositiveInt | None = None
     """Evaluate about this many users, a sample by a hash of their index and the seed; none: every user."""
+    popularity_half_life_days: float = Field(default=30.0, gt=0)
+    """Of the baseline Recent popularity, which is evaluated where the split is by global time."""
     users_per_batch: PositiveInt = 256
 
 

@@ -50,6 +50,9 @@ class TrainRecipe(Section):
     included, for that number of epochs: for a model to be published, not to be evaluated on the same data."""
     early_stopping_epochs: PositiveInt | None = 5
     """Epochs without a better validation NDCG@10 after which training stops, at one with validation; None: never."""
+    max_time_s: float | None = Field(default=None, gt=0)
+    """Training ends before an epoch that would take its epochs and validations beyond this time, after one at least;
+    None: no limit. Models that are fitted without epochs cannot be stopped."""
     checkpoint_every_s: float = Field(default=300.0, gt=0)
     """Time between checkpoints within an epoch; there is one after each epoch too."""
     validate_every_epochs: PositiveInt = 1

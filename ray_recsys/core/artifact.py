@@ -1,26 +1,27 @@
-"""Immutable directories: written beside their final name, renamed when complete, checked when read.
+"""Artefacts: immutable directories, local or in an object store, checked when they are read.
 
-An artefact is a directory with a `manifest.json` that lists the size and sha256 of every other file in it, and a digest
-of itself.
+An artefact has a `manifest.json` that lists the size and sha256 of every other file in it, and a digest of itself.
+Readers open only what a manifest lists. How artefacts appear complete or not at all is in `artifact_writer`.
 """
 
-import fcntl
-import glob
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ray_recsys.core.files import atomic_file, sync_directory
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
+from ray_recsys.storage.cache import LocalCopy, fetch
+from ray_recsys.storage.files import (
+    check_name,
+    read_text,
+    write_bytes,
+)
+from ray_recsys.storage.location import Location, LocationLike
 
 MANIFEST = "manifest.json"
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,81 +42,8 @@ def digest_file(path: Path) -> FileDigest:
     return FileDigest(path.stat().st_size, sha256)
 
 
-@contextmanager
-def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new directory beside `final`; renames it to `final` on success, removes it on any error.
-
-    A process killed inside leaves a `.<name>.tmp-*` directory, which no reader opens and the next writer removes.
-
-    Raises:
-        ArtifactError: `final` exists, at the start or at the end, and `overwrite` is false.
-    """
-    final = final.absolute()
-    _refuse_existing(final, overwrite)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(final)
-    staging, lock = locked_directory(final)
-    try:
-        yield staging
-        _sync_tree(staging)
-        _refuse_existing(final, overwrite)
-        _replace_directory(staging, final)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
-
-
-def locked_directory(final: Path) -> tuple[Path, int]:
-    """Returns a new directory beside `final`, and a descriptor that locks it until it is closed or the process dies."""
-    name = uuid.uuid4().hex[:12]
-    new = final.parent / f".{final.name}.new-{name}"
-    new.mkdir()
-    lock = os.open(new, os.O_RDONLY)
-    with suppress(OSError):  # on a file system without locks nothing is ever taken for abandoned
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return new.rename(final.parent / f".{final.name}.tmp-{name}"), lock
-
-
-def remove_abandoned(final: Path) -> None:
-    """Removes the directories that killed processes left beside `final`, recognised by their missing locks."""
-    for path in final.parent.glob(f".{glob.escape(final.name)}.tmp-*"):
-        with suppress(OSError):  # locked by a living process, or removed meanwhile
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Renamed first: tasks that outlive their killed driver still write to the old name, and must fail.
-                shutil.rmtree(path.rename(path.with_name(f".{final.name}.old-{uuid.uuid4().hex[:12]}")))
-            finally:
-                os.close(descriptor)
-
-
-def _refuse_existing(final: Path, overwrite: bool) -> None:
-    if final.exists() and not overwrite:
-        raise ArtifactError(f"{final} exists already", remedy="give another directory, or remove it first")
-
-
-def _replace_directory(staging: Path, final: Path) -> None:
-    if final.exists():
-        old = final.parent / f".{final.name}.old-{uuid.uuid4().hex[:12]}"
-        final.rename(old)
-        staging.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        staging.rename(final)
-    sync_directory(final.parent)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_directory(path)
-
-
 def write_manifest(
-    directory: Path,
+    directory: LocationLike,
     *,
     kind: str,
     schema_version: int,
@@ -126,57 +54,66 @@ def write_manifest(
     """Writes a `manifest.json` that covers every file of the directory.
 
     Args:
-        directory: The artefact, not yet renamed to its final name.
+        directory: The artefact, not yet published.
         kind: `prepared`, `run`, `bundle`, …; readers ask for one of them.
         schema_version: Incremented whenever an older reader would misread the artefact.
         body: JSON-ready content besides kind, schema_version and files.
-        digests: Digests known already, by relative path; the others are computed here.
+        digests: Digests known already, by relative path; the others are computed here. In an object store: of every
+            file, since a listing may lag behind.
         exclude: Top-level names in the directory that are not part of the artefact.
     """
-    known = digests or {}
-    excluded = {MANIFEST, *exclude}
-    paths = sorted(p.relative_to(directory) for p in directory.rglob("*") if p.is_file())
-    names = [str(p) for p in paths if p.parts[0] not in excluded and not p.name.startswith(f".{MANIFEST}.tmp-")]
-    files = {name: known.get(name) or digest_file(directory / name) for name in names}
+    location, files = Location.of(directory), dict(digests or {})
+    if location.is_local:
+        files = _digest_files(Path(location), files, exclude)
     manifest = {
         "kind": kind,
         "schema_version": schema_version,
         **body,
-        "files": {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in files.items()},
+        **({} if location.is_local else {"parts": location.name}),
+        "files": {name: {"bytes": files[name].bytes, "sha256": files[name].sha256} for name in sorted(files)},
     }
     manifest["manifest_sha256"] = _digest_json(manifest)
-    with atomic_file(directory / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+    write_bytes(location / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def read_kind(directory: Path) -> object:
+def _digest_files(directory: Path, known: Mapping[str, FileDigest], exclude: Collection[str]) -> dict[str, FileDigest]:
+    excluded = {MANIFEST, *exclude}
+    paths = sorted(p.relative_to(directory) for p in directory.rglob("*") if p.is_file())
+    names = [str(p) for p in paths if p.parts[0] not in excluded and not p.name.startswith(f".{MANIFEST}.tmp-")]
+    return {name: known.get(name) or digest_file(directory / name) for name in names}
+
+
+def read_kind(directory: LocationLike) -> object:
     """Returns the kind that a directory's manifest names; None if there is no readable manifest."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf8"))
+        manifest = json.loads(read_text(Location.of(directory) / MANIFEST))
     except (OSError, ValueError):
         return None
     return manifest.get("kind") if isinstance(manifest, dict) else None
 
 
-def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
-    """Returns a manifest after checking it and the presence and size of every file, but not their content.
+def read_manifest(directory: LocationLike, *, kind: str, schema_version: int) -> dict[str, Any]:
+    """Returns a manifest after checking it, and names, presence and size of every local file, but not their content.
+
+    The files are in the folder `parts` of it, if it has this key.
 
     Raises:
         ArtifactError: The directory is not an artefact of this kind.
         SchemaVersionError: It has another schema version.
-        IntegrityError: The manifest was changed, or a file is missing or of another size.
+        IntegrityError: The manifest was changed, a file is missing, a link or of another size, or has a name outside.
     """
-    path = directory / MANIFEST
+    location = Location.of(directory)
+    path = location / MANIFEST
     try:
-        text = path.read_text(encoding="utf8")
+        text = read_text(path)
         manifest = json.loads(text)
     except FileNotFoundError:
-        raise ArtifactError(f"{directory} is not a {_noun(kind)}: it has no {MANIFEST}") from None
+        raise ArtifactError(f"{location} is not a {_noun(kind)}: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
         raise IntegrityError(f"cannot read {path}: {error}", remedy=f"create the {_noun(kind)} again") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         found = manifest.get("kind") if isinstance(manifest, dict) else None
-        raise ArtifactError(f"{directory} is of kind {found!r}, not {kind!r}")
+        raise ArtifactError(f"{location} is of kind {found!r}, not {kind!r}")
     if manifest.get("schema_version") != schema_version:
         raise SchemaVersionError(
             f"{path} has schema version {manifest.get('schema_version')!r}, but this version of ray_recsys reads "
@@ -185,12 +122,44 @@ def read_manifest(directory: Path, *, kind: str, schema_version: int) -> dict[st
         )
     if manifest.pop("manifest_sha256", None) != _digest_json(manifest) or not text.endswith("\n"):
         raise IntegrityError(f"{path} was changed after it was written", remedy=f"create the {_noun(kind)} again")
-    for name, entry in manifest["files"].items():
-        _check_size(directory / name, entry["bytes"], kind)
+    for name in manifest["files"]:
+        check_name(name)
+    if location.is_local:
+        root = Path(location / check_name(manifest["parts"]) if "parts" in manifest else location)
+        for name, entry in manifest["files"].items():
+            _check_size(root, name, entry["bytes"], kind)
     return manifest
 
 
-def parse_manifest(model: type[Model], body: Mapping[str, Any], directory: Path) -> Model:
+def local_copy(location: Location, files: Mapping[str, Mapping[str, Any]]) -> LocalCopy:
+    """Returns files of an artefact on this node's disk, each checked against its manifest entry.
+
+    A local artefact is used where it is; of a remote one the node keeps a copy, which is checked once.
+
+    Raises:
+        IntegrityError: A file is missing or was changed.
+    """
+    if location.is_local:
+        for name, entry in files.items():
+            verify_file(Path(location), name, entry)
+    return fetch(location, files)
+
+
+def refuse_unlisted(directory: Path, files: Collection[str]) -> None:
+    """Checks that a local directory has no file that its manifest does not list; hidden ones are not looked at.
+
+    Raises:
+        IntegrityError: It has one.
+    """
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
+        if name not in files and name != MANIFEST and not path.is_dir() and not path.name.startswith("."):
+            raise IntegrityError(
+                f"{path} is not listed in {MANIFEST}", remedy="remove it, or create the artefact again"
+            )
+
+
+def parse_manifest(model: type[Model], body: Mapping[str, Any], directory: LocationLike) -> Model:
     """Returns a manifest's content as a model.
 
     Raises:
@@ -202,7 +171,7 @@ def parse_manifest(model: type[Model], body: Mapping[str, Any], directory: Path)
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise SchemaVersionError(
-            f"{directory / MANIFEST} was written by another version of ray_recsys ({key}: {first['msg']})",
+            f"{Location.of(directory) / MANIFEST} was written by another version of ray_recsys ({key}: {first['msg']})",
             remedy="create it again with this version",
         ) from None
 
@@ -214,7 +183,7 @@ def verify_file(directory: Path, name: str, entry: Mapping[str, Any]) -> None:
         IntegrityError: The file is missing or was changed.
     """
     path = directory / name
-    _check_size(path, entry["bytes"], "artefact")
+    _check_size(directory, name, entry["bytes"], "artefact")
     if digest_file(path).sha256 != entry["sha256"]:
         raise IntegrityError(
             f"{path} was changed: its content does not match its sha256 in {MANIFEST}",
@@ -222,8 +191,10 @@ def verify_file(directory: Path, name: str, entry: Mapping[str, Any]) -> None:
         )
 
 
-def _check_size(path: Path, expected: int, kind: str) -> None:
-    remedy = f"create the {_noun(kind)} again"
+def _check_size(directory: Path, name: str, expected: int, kind: str) -> None:
+    path, remedy = directory / name, f"create the {_noun(kind)} again"
+    if os.path.realpath(path) != str(Path(os.path.realpath(directory), name)):
+        raise IntegrityError(f"{path} is a link, or in a folder that is one", remedy=remedy)
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", remedy=remedy)
     if (found := path.stat().st_size) != expected:

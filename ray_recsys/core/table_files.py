@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import DataError, EmptyDataError
+from ray_recsys.storage.files import atomic_file
 
 OUTPUT_ENDINGS = (".parquet", ".csv")
 _INPUT_ENDINGS = (*OUTPUT_ENDINGS, ".txt")

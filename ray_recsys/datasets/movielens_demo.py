@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import InputError
+from ray_recsys.storage.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True)

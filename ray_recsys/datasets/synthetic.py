@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_recsys.core.arrays import Bools, Int64s
-from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.counter_random import splitmix64
 from ray_recsys.core.executor import Executor
 from ray_recsys.errors import StageError

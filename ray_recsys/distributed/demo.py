@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ItemKNNRecipe, Recipe, UserKNNRecipe
+from ray_recsys.core.evaluation.result import EvaluationResult
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.preparing.pipeline import prepare
-from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
+from ray_recsys.core.workflows.evaluate import evaluate
 from ray_recsys.core.workflows.publish import publish
 from ray_recsys.datasets.movielens_demo import write_movielens
 from ray_recsys.distributed.environment import usable_port

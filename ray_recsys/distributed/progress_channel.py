@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_recsys.progress import Event, Reporter, TrainingRestarted
+from ray_recsys.progress import Event, Reporter, TrainingRestarted, Warned
 
 _TAKE_S = 5.0  # how long the actor waits for an event before it answers with none
 _SEND_S = 1.0
@@ -99,7 +99,7 @@ def _report_all(mailbox: Any, report: Reporter, is_over: threading.Event) -> Non
             events = []
             time.sleep(_RETRY_S)
         except ray.exceptions.RayError:
-            report("progress is no longer reported: its process is lost; training continues")
+            report(Warned("progress is no longer reported: its process is lost; training continues"))
             return
         for event in events:
             if event is None:

@@ -26,19 +26,20 @@ from ray_recsys.core.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    write_curves,
 )
+from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
+from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
-from ray_recsys.progress import EpochFinished
+from ray_recsys.progress import EpochFinished, Warned
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -54,6 +55,8 @@ class WorkerArgs(BaseModel):
     resources: FeedResources
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
+    warm_start: WarmStart | None = None
+    """What training begins with where there is no checkpoint."""
 
     @property
     def stage(self) -> str:
@@ -95,7 +98,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     with scratch_directory() as scratch:
         reporter = _Reporter(trainer, rank, args, scratch, progress)
         try:
-            reporter.restore()
+            reporter.restore(prepared)
             train_epochs(
                 trainer, feed, validation, args.recipe.seed, reporter.after_epoch, on_checkpoint=reporter.checkpoint
             )
@@ -135,16 +138,23 @@ class _Reporter:
     scratch: Path
     progress: ProgressSender
 
-    def restore(self) -> None:
-        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it."""
+    def restore(self, prepared: PreparedSet) -> None:
+        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it.
+
+        Without one, the model takes the weights of the run's bundle, if it has one.
+        """
         found = None
         if self.rank == 0:
             found, damaged = newest_checkpoint(self.args.checkpoint_roots())
             for error in damaged:
-                self.progress.send(f"a damaged checkpoint is left out: {error.message}")
+                self.progress.send(Warned(f"a damaged checkpoint is left out: {error.message}"))
         found = ray.train.collective.broadcast_from_rank_zero(found)
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
+        elif self.args.warm_start is not None:
+            coverage = warm_start(self.trainer.model, self.args.warm_start.bundle, prepared)
+            if self.rank == 0:
+                self.progress.send(str(coverage))
         done = self.trainer.progress
         if self.rank == 0:
             self.progress.start(done.num_epochs, done.partial.num_steps)
@@ -186,6 +196,7 @@ class _Reporter:
             loss=record.loss,
             samples_per_s=record.samples_per_s,
             metric=label if label in record.metrics else None,
-            value=record.metrics.get(label, 0.0),
+            metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
+            is_refit=self.args.refit_epochs is not None,
         )

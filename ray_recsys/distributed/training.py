@@ -18,16 +18,17 @@ import ray.train.torch
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
-from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress, write_curves
+from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress
+from ray_recsys.core.training.curves import write_curves, write_plot
 from ray_recsys.core.training.run import (
     CURVES,
+    CURVES_PLOT,
     LAST,
     MODEL,
     RAY_STORAGE,
@@ -35,29 +36,39 @@ from ray_recsys.core.training.run import (
     RunManifest,
     TrainResult,
     can_resume,
+    check_refit,
     finish_run,
     is_unfinished,
     leased,
+    read_start,
     start_of,
     start_run,
 )
 from ray_recsys.core.training.trainer import Progress
+from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.distributed.progress_channel import progress_channel
-from ray_recsys.distributed.ray_errors import root_cause
-from ray_recsys.distributed.resources import describe_missing, require_workers
+from ray_recsys.distributed.resources import require_workers
+from ray_recsys.distributed.train_errors import explain_failure
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
 from ray_recsys.errors import RecsysError, StageError
-from ray_recsys.progress import Reporter, silent
+from ray_recsys.progress import Reporter, Warned, silent
+from ray_recsys.trackers.tracker import tracked
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # read by Ray's controller
 _START_ATTEMPTS = 2
-_DISK_IS_FULL = ("No space left", "os error 28", "file write failed", "unexpected pos")  # torch.save tells no more
 
 
 def train(
-    data: Path, output: Path, recipe: Recipe, executor: Executor, *, resume: bool = False, report: Reporter = silent
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    executor: Executor,
+    *,
+    resume: bool = False,
+    warm_start: Path | None = None,
+    report: Reporter = silent,
 ) -> TrainResult:
     """Trains the recipe's model, whichever it is, and leaves a finished run.
 
@@ -67,17 +78,22 @@ def train(
         recipe: Model, feed, train, cluster and seed.
         executor: For models that are fitted without epochs.
         resume: Resume the unfinished run at `output`; a finished one is left as it is.
+        warm_start: Bundle whose weights a new run begins with; a resumed run keeps its own.
         report: Gets an event per epoch.
 
     Raises:
-        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` cannot be read.
+        ArtifactError: `output` exists, or cannot be resumed with this data and recipe, or `data` or the bundle cannot
+            be read or do not fit the recipe.
+        InputError: `warm_start` for a model that is fitted without epochs.
         ClusterError: The cluster has too few CPUs or GPUs.
+        RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
     prepared = PreparedSet.open(data)
+    start = None if warm_start is None else WarmStart.open(warm_start, recipe)
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, resume=resume, report=report)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, report=report)
+        return _fit_tracked(prepared, output, recipe, executor, resume=resume, report=report)
+    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, warm_start=start, report=report)
 
 
 def refit(
@@ -103,9 +119,22 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return fit(prepared, output, recipe, executor, report=report)
-    chosen = read_progress(run.path / LAST)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=False, report=report, chosen=chosen)
+        return _fit_tracked(prepared, output, recipe, executor, resume=False, report=report)
+    chosen, start = read_progress(run.path / LAST), run.manifest.warm_start
+    return train_by_gradient(
+        prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+    )
+
+
+def _fit_tracked(
+    prepared: PreparedSet, output: Path, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
+) -> TrainResult:
+    is_new = not resume or is_unfinished(output)
+    result = fit(prepared, output, recipe, executor, resume=resume, report=report)
+    if is_new:
+        with tracked(result.run, recipe, report) as tracking:
+            tracking.finish(result.metrics)
+    return result
 
 
 def train_by_gradient(
@@ -115,6 +144,7 @@ def train_by_gradient(
     *,
     resume: bool,
     report: Reporter,
+    warm_start: WarmStart | None = None,
     chosen: Progress | None = None,
 ) -> TrainResult:
     """Trains until early stopping or the last epoch; see `train`.
@@ -125,10 +155,12 @@ def train_by_gradient(
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
+        warm_start: What a new run begins with.
         chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
     """
     start_s = time.perf_counter()
-    start = start_of(prepared, recipe)
+    check_refit(prepared, recipe)
+    start = start_of(prepared, recipe, warm_start)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
@@ -141,8 +173,17 @@ def train_by_gradient(
     with leased(output):
         if not is_unfinished(output):  # by another process, while this one waited for nothing
             return TrainResult.of(output, Run.open(output).manifest, start_s)
-        args = WorkerArgs(data=prepared.path, run=output, recipe=recipe, resources=resources)
-        manifest = _train_and_export(args, chosen, report)
+        started = read_start(output)
+        if started.warm_start is not None and started.warm_start.refit and chosen is None:
+            report(
+                Warned(f"{started.warm_start.version} was refit: it has seen held-out items, validation is too good")
+            )
+        args = WorkerArgs(
+            data=prepared.path, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
+        )
+        with tracked(output, recipe, report) as tracking:
+            manifest = _train_and_export(args, chosen, tracking)
+            tracking.finish(manifest.metrics)
     return TrainResult.of(output, manifest, start_s)
 
 
@@ -209,7 +250,7 @@ def _fit(args: WorkerArgs, report: Reporter) -> Path:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _explain(error, args) from error
+            raise explain_failure(error, args.recipe.cluster, args.run) from error
     outcome = getattr(result, "return_value", None)
     if isinstance(outcome, RecsysError):
         raise outcome
@@ -237,27 +278,6 @@ def _start_timeout(cluster: ClusterRecipe) -> Iterator[None]:
             os.environ[_START_TIMEOUT] = before
 
 
-def _explain(error: ray.train.TrainingFailedError, args: WorkerArgs) -> RecsysError:
-    """Returns the worker's own error, without Ray's layers around it."""
-    resume = f"resume with `ray-recsys train --resume --output {args.run}`"
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = root_cause(failure)
-        if isinstance(cause, RecsysError):
-            return cause
-        text = str(cause).strip().splitlines()
-        message = f"training failed on worker {rank}: {type(cause).__name__}: {text[-1] if text else ''}"
-        is_full = any(sign in str(cause) for sign in _DISK_IS_FULL)
-        return StageError(message, remedy=f"free space there, then {resume}" if is_full else resume)
-    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-        cluster = args.recipe.cluster
-        return StageError(
-            f"training stopped: {describe_missing(cluster)}; waited {cluster.start_timeout_s:g} s",
-            remedy=f"add a node, or lower cluster.num_workers or set cluster.min_workers, then {resume}",
-        )
-    return StageError(f"training failed: {error}", remedy=resume)
-
-
 def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
     for name in (MODEL, LAST):
@@ -265,6 +285,7 @@ def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: boo
     shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
     shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
     write_curves(output / CURVES, progress.records)
+    write_plot(output / CURVES_PLOT, progress.records)
     manifest = finish_run(
         output,
         num_epochs=progress.num_epochs,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_recsys.core.files import atomic_file
 from ray_recsys.errors import InputError
+from ray_recsys.storage.files import atomic_file
 
 COLOR, _GRID = "#2f6f8f", "#d8dee2"
 _STYLE = """
@@ -53,11 +53,7 @@ def write_page(path: Path, title: str, body: Callable[[Plot], Sequence[str]]) ->
     Raises:
         InputError: Matplotlib is not installed.
     """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise InputError(f"plots need matplotlib ({error})", remedy="run: pip install 'ray-recsys[report]'") from error
+    matplotlib, figures = require_matplotlib()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "describe", "font.size": 9.5, "axes.titlesize": 9.5}
     with matplotlib.rc_context(settings):
         parts = body(lambda draw: _svg(figures.Figure, draw))
@@ -69,6 +65,18 @@ def write_page(path: Path, title: str, body: Callable[[Plot], Sequence[str]]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
         unfinished.write_text(content, encoding="utf8")
+
+
+def require_matplotlib() -> tuple[Any, Any]:
+    """Returns matplotlib and its `figure`; call it before what takes long.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module("matplotlib"), importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise InputError(f"plots need matplotlib ({error})", remedy="run: pip install 'ray-recsys[report]'") from error
 
 
 def _svg(figure_class: Any, draw: Draw) -> str:

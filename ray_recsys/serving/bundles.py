@@ -9,8 +9,9 @@ from pathlib import Path
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import check_bundle
 from ray_recsys.core.recommending.recommender import Recommender
-from ray_recsys.core.recommending.registry import Hold, Registry
+from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import InputError, RegistryError
+from ray_recsys.storage.locks import Hold
 
 NUM_KEPT = 2  # the live version, and the previous one for requests in flight
 

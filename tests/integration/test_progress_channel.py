@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def epoch(number: int) -> EpochFinished:
-    return EpochFinished(number, num_epochs=9, loss=1 / number, samples_per_s=100.0, metric="NDCG@10", value=0.5)
+    return EpochFinished(
+        number, num_epochs=9, loss=1 / number, samples_per_s=100.0, metric="NDCG@10", metrics={"NDCG@10": 0.5}
+    )
 
 
 @ray.remote(num_cpus=0.1)

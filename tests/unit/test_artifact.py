@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_recsys.core.artifact import (
-    MANIFEST,
-    FileDigest,
-    atomic_directory,
-    digest_file,
-    read_manifest,
-    verify_file,
-    write_manifest,
-)
+from ray_recsys.core.artifact import MANIFEST, FileDigest, digest_file, read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError
 
 

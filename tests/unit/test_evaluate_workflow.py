@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from ray_recsys.config import EvaluateRecipe, MFRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.evaluation.baselines import Random, fit_mean_rating
+from ray_recsys.core.evaluation.bootstrap import user_weights
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.metrics import values_by_user
 from ray_recsys.core.evaluation.protocols import evaluate_users
 from ray_recsys.core.evaluation.rankings_file import read_facts, read_ranked_lists
+from ray_recsys.core.evaluation.result import EvaluationResult
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.models.mf import MF
@@ -22,7 +26,7 @@ from ray_recsys.core.models.popularity import popularity_of
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.run import MODEL, RunStart, finish_run, start_of, start_run
 from ray_recsys.core.workflows import evaluation_units
-from ray_recsys.core.workflows.evaluate import EvaluationResult, evaluate
+from ray_recsys.core.workflows.evaluate import evaluate
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError, InputError, IntegrityError
 from tests.bundles import make_bundle, random_model
 from tests.executors import EXECUTOR
@@ -243,3 +247,16 @@ def _ratings(data: PreparedSet) -> tuple[list[int], list[int], list[float]]:
     users = [int(u) for part in parts for u in part.training.rows() + part.first_user_idx]
     items = [int(i) for part in parts for i in part.training.item_idx]
     return users, items, [float(r) for part in parts if part.training.rating is not None for r in part.training.rating]
+
+
+def test_resampled_metrics_are_those_of_the_users_as_often_as_they_count(
+    run: Path, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    output = tmp_path / "rankings.parquet"
+    result = run_evaluate([run], prepared, output=output, num_resamples=20)
+    weights = user_weights(np.arange(60), 20, RECIPE.seed)
+    for label, user_ids, lists in read_ranked_lists(output):
+        rows = [int(str(user_id).removeprefix("user-")) for user_id in user_ids]
+        for name, values in values_by_user(lists, (5, 10)).items():
+            expected = [np.repeat(values, weights[resample, rows].astype(int)).mean() for resample in range(20)]
+            assert result.models[label].resampled[name] == pytest.approx(expected, abs=1e-8)

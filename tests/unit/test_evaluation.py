@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.arrays import Float32s, Int64s, Integers
 from ray_recsys.core.evaluation.baselines import Random
-from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.evaluation.protocols import Split, evaluate_users
+from ray_recsys.core.evaluation.candidates import Split, draw_unseen
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.protocols import evaluate_users
 from ray_recsys.core.evaluation.ranking import TieOrder, ranks_of
-from ray_recsys.core.evaluation.unseen_items import draw_unseen
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.models.contract import DenseFactors, Scorer, UserFactors
 from ray_recsys.core.models.popularity import popularity_of

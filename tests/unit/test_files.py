@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_recsys.core.files import atomic_file, read_arrow, write_array, write_arrow
+from ray_recsys.core.files import read_arrow, write_array, write_arrow
+from ray_recsys.storage.files import atomic_file
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -13,8 +13,8 @@ from ray_recsys.core.training.run import Run
 from ray_recsys.core.workflows.evaluate import evaluate
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.publish import publish
-from ray_recsys.errors import ArtifactError
-from tests.factories import make_prepared_set
+from ray_recsys.errors import ArtifactError, RecipeError
+from tests.factories import make_prepared_set, rewrite_manifest
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,29 @@ def test_a_refit_model_is_refused_where_it_has_seen_the_answers(prepared: Prepar
     recipe = run.manifest.recipe
     with pytest.raises(ArtifactError, match="has seen the held-out items"):
         evaluate([run.path], prepared, recipe.evaluate, SerialExecutor(), seed=1)
+    honest = run_fit(prepared, tmp_path / "honest")
+    with pytest.raises(ArtifactError, match=r"/run was refit on everything"):
+        evaluate([honest.path, run.path], prepared, recipe.evaluate, SerialExecutor(), seed=1)
     items, users = prepared.read_items()["item_id"].to_pylist(), prepared.read_user_ids(0).to_pylist()
     candidates = tmp_path / "candidates.csv"
     candidates.write_text(f"user_id,item_id,label\n{users[0]},{items[0]},1\n{users[0]},{items[1]},0\n")
     result = evaluate([run.path], prepared, recipe.evaluate, SerialExecutor(), seed=1, candidates=candidates)
     assert result.num_users == 1
+
+
+def test_a_refit_on_a_test_in_files_of_its_own_is_refused(tmp_path: Path) -> None:
+    given = rewrite_manifest(make_prepared_set(tmp_path / "given"), split={"method": "given"})
+    with pytest.raises(RecipeError, match=r"train\.refit = true: .*/given has its test in files of its own"):
+        run_fit(given, tmp_path / "run", refit=True)
+    assert not (tmp_path / "run").exists()
+    run_fit(given, tmp_path / "run")
+
+
+def test_a_bundle_with_a_refit_recall_model_is_a_refit_bundle(prepared: PreparedSet, tmp_path: Path) -> None:
+    run = run_fit(prepared, tmp_path / "run")
+    run_fit(prepared, tmp_path / "recall", refit=True)
+    arguments = (run.path, prepared.path, tmp_path / "registry", run.manifest.recipe.bundle, SerialExecutor())
+    assert publish(*arguments, recall_run=tmp_path / "recall").refit
 
 
 def test_a_bundle_says_whether_its_model_was_refit_and_which_models_it_has(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.evaluation.metrics import (
-    MetricSums,
     RankedLists,
     average_precision,
     hit,

@@ -18,7 +18,9 @@ from tests.unit.test_neumf import ITEMS, USERS, make
 RATE = 0.01
 
 
-def batch_of(users: int, items: int, num_positives: int, seed: int, *, is_whole: bool = False, recent: int = 0) -> Batch:
+def batch_of(
+    users: int, items: int, num_positives: int, seed: int, *, is_whole: bool = False, recent: int = 0
+) -> Batch:
     """Returns random pairs; with `is_whole` every user and item occurs, among the recent items too."""
     rng = np.random.default_rng(seed)
     user_idx, item_idx = rng.integers(0, users, num_positives), rng.integers(0, items, (num_positives, 3))

@@ -10,7 +10,7 @@ import torch
 
 from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.sampling.epoch_stream import Batch
@@ -21,8 +21,8 @@ from ray_recsys.core.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    write_curves,
 )
+from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.learner import DenseLearner
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
@@ -143,6 +143,22 @@ def test_a_loss_that_is_not_finite_ends_training_before_validation(monkeypatch: 
     with pytest.raises(StageError, match=message):
         train_epochs(trainer, ExplodingFeed(), no_validation(), 1, lambda record, _: records.append(record))
     assert len(validated) == len(records) == 1
+
+
+@pytest.mark.parametrize(("limit_s", "num_epochs"), [(1e-9, 1), (None, 4), (1e9, 4)])
+def test_training_ends_before_an_epoch_that_would_take_too_long(limit_s: float | None, num_epochs: int) -> None:
+    trainer = trainer_of(recipe(max_time_s=limit_s))
+    train_epochs(trainer, FixedFeed(), no_validation(), 1, lambda *_: None)
+    assert trainer.progress.num_epochs == num_epochs
+
+
+@pytest.mark.parametrize(("limit_s", "num_epochs"), [(29.0, 2), (31.0, 4)])
+def test_the_time_of_epochs_before_a_resume_counts(limit_s: float, num_epochs: int) -> None:
+    trainer = trainer_of(recipe(max_time_s=limit_s))  # two epochs took 20 s; a third would end after 30 s
+    for epoch in (1, 2):
+        trainer.finish_epoch(EpochRecord(epoch, 0.5, {}, 1.0, train_s=8.0, validate_s=2.0))
+    train_epochs(trainer, FixedFeed(), no_validation(), 1, lambda *_: None)
+    assert trainer.progress.num_epochs == num_epochs
 
 
 def test_warmup() -> None:

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.arrays import Bools, Int64s
-from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.metrics import RankedLists
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of
 from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.prepared import PreparedSet

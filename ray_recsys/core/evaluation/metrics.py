@@ -1,24 +1,18 @@
-"""Ranking metrics from the ranks of held-out items, and their sums over users.
+"""Definitions of the ranking metrics, from the ranks of held-out items.
 
 Ranks are whole numbers from 1. R held-out items, L ranked lists, U users.
 
 A user's value is the mean over the user's lists (one list with full ranking, one per held-out item with sampled
-candidates), and a metric is the mean over users. Sums are kept in fixed point, so that they are the same bits however
-users are spread over batches, partitions and workers.
+candidates), and a metric is the mean over users; see `metric_sums`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.arrays import Bools, Float64s, Int64s
-from ray_recsys.core.evaluation.rating_errors import RatingErrors
-
-_UNIT = 1 << 40  # values in [0, 1] are summed as multiples of 2^-40: exact for any number of users
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,85 +136,3 @@ def values_by_user(lists: RankedLists, ks: Sequence[int]) -> dict[str, Float64s]
     by_list = {f"{name}@{k}": metric(lists, k) for name, metric in _AT_K.items() for k in sorted(set(ks))}
     by_list["MRR"] = reciprocal_rank(lists)
     return {name: lists.mean_by_user(values) for name, values in by_list.items()}
-
-
-class MetricSums(BaseModel):
-    """Numerators and denominators of all metrics over some users; those of disjoint users add up."""
-
-    model_config = ConfigDict(frozen=True)
-
-    num_users: int = 0
-    """Users with a held-out item: the denominator of every metric."""
-    num_held_out: int = 0
-    num_lists: int = 0
-    num_candidates: int = 0
-    """Over all lists."""
-    sums: dict[str, int] = {}
-    """Users' values by metric, in units of 2^-40."""
-    squares: dict[str, int] = {}
-    """Squares of users' values by metric, in units of 2^-40."""
-    errors: RatingErrors = RatingErrors()
-    """Of predicted ratings, where the model predicts them."""
-
-    @classmethod
-    def of(
-        cls, lists: RankedLists, *, ks: Sequence[int], num_candidates: int, errors: RatingErrors | None = None
-    ) -> Self:
-        """Returns the sums over the users of some lists, which hold `num_candidates` in all."""
-        counts = {
-            "num_users": int(lists.user_of.max(initial=-1)) + 1,
-            "num_held_out": len(lists.ranks),
-            "num_lists": lists.num_lists,
-            "num_candidates": num_candidates,
-        }
-        sums = cls.of_values(values_by_user(lists, ks)).model_copy(update=counts)
-        return sums if errors is None else sums.model_copy(update={"errors": errors})
-
-    @classmethod
-    def of_values(cls, by_user: Mapping[str, Float64s]) -> Self:
-        """Returns the sums of values of U users, float64[U] in [-1, 1], by name."""
-        return cls(
-            num_users=len(next(iter(by_user.values()))),
-            sums={name: _fixed_sum(values) for name, values in by_user.items()},
-            squares={name: _fixed_sum(values * values) for name, values in by_user.items()},
-        )
-
-    @classmethod
-    def total(cls, parts: Iterable[Self]) -> Self:
-        """Returns the sums over all parts' users."""
-        result = cls()
-        for part in parts:
-            result = result + part
-        return result
-
-    def __add__(self, other: Self) -> Self:
-        """Returns the sums over the users of both, who must be different ones."""
-        return type(self)(
-            num_users=self.num_users + other.num_users,
-            num_held_out=self.num_held_out + other.num_held_out,
-            num_lists=self.num_lists + other.num_lists,
-            num_candidates=self.num_candidates + other.num_candidates,
-            sums=_add(self.sums, other.sums),
-            squares=_add(self.squares, other.squares),
-            errors=self.errors + other.errors,
-        )
-
-    def means(self) -> dict[str, float]:
-        """Returns the value of each metric; there must be a user."""
-        ranking = {name: value / _UNIT / self.num_users for name, value in self.sums.items()}
-        return ranking | self.errors.means()
-
-    def standard_errors(self) -> dict[str, float]:
-        """Returns the standard error of each mean over users; for one 0/1 value a user, the binomial one."""
-        means = self.means()
-        variances = {name: total / _UNIT / self.num_users - means[name] ** 2 for name, total in self.squares.items()}
-        ranking = {name: float(np.sqrt(max(0.0, value) / self.num_users)) for name, value in variances.items()}
-        return ranking | self.errors.standard_errors()
-
-
-def _fixed_sum(values: Float64s) -> int:
-    return int(np.rint(values * _UNIT).astype(np.int64).sum())
-
-
-def _add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}

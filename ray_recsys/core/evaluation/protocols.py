@@ -9,24 +9,18 @@ Shapes: B users, R held-out items, C candidates, I items.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from ray_recsys.config import EvaluateRecipe
-from ray_recsys.core.arrays import Float32s, Int64s, positions_of_rows
-from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists
+from ray_recsys.core.arrays import Float32s, Int64s
+from ray_recsys.core.evaluation.candidates import Split, UserBatch, draw_unseen, unseen_batches
+from ray_recsys.core.evaluation.metric_sums import MetricSums, RatingErrors
+from ray_recsys.core.evaluation.metrics import RankedLists
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, ranks_of, top_k
-from ray_recsys.core.evaluation.rating_errors import RatingErrors
-from ray_recsys.core.evaluation.unseen_items import draw_unseen
-from ray_recsys.core.evaluation.user_sample import choose_users
-from ray_recsys.core.histories import Histories, Interactions
+from ray_recsys.core.histories import Histories
 from ray_recsys.core.models.contract import Scorer
 from ray_recsys.core.sampling.excluded import ExcludedItems
-
-Split = Literal["validation", "test"]
-
-_MAX_SCORES = 1 << 24  # scores held at once, 64 MB: a batch has fewer users where the catalogue is large
 
 
 def protocol_label(recipe: EvaluateRecipe) -> str:
@@ -126,42 +120,6 @@ def rank_users(
         )
 
 
-def held_out_of(histories: Histories, split: Split) -> Interactions:
-    """Returns the held-out interactions of a split."""
-    return histories.test if split == "test" else histories.validation
-
-
-@dataclass(frozen=True, slots=True)
-class UserBatch:
-    """B users with their held-out items, R, and seen items; `*_rows` are rows of `user_idx`, ascending if held out."""
-
-    user_idx: Int64s
-    held_out_rows: Int64s
-    held_out_items: Int64s
-    held_out_ratings: Float32s | None
-    seen_rows: Int64s
-    seen_items: Int64s
-    num_items: int
-
-
-def unseen_batches(
-    histories: Histories, *, num_items: int, recipe: EvaluateRecipe, split: Split, seed: int, share: float = 1.0
-) -> Iterator[UserBatch]:
-    """Yields the users who have held-out items in a split, or a share of them; see `rank_users`."""
-    held_out = held_out_of(histories, split)
-    seen = [histories.training] + ([histories.validation] if split == "test" else [])
-    users_per_batch = max(1, min(recipe.users_per_batch, _MAX_SCORES // num_items))
-    is_chosen = (held_out.lengths > 0) & choose_users(histories.user_idx, share, seed)
-    for users in _batches(np.flatnonzero(is_chosen), users_per_batch):
-        yield UserBatch(
-            histories.first_user_idx + users,
-            *items_of(held_out, users),
-            None if held_out.rating is None else held_out.rating[positions_of_rows(held_out.offsets, users)],
-            *_seen_items(seen, users),
-            num_items,
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Ranking:
     lists: RankedLists
@@ -222,19 +180,3 @@ def _rank_in_sampled(scorer: Scorer, batch: UserBatch, num_sampled: int, seed: i
     ranks = ranks_of(scores, np.zeros(num_lists, np.int64), TieOrder(seed, users, candidates))
     lists = RankedLists(ranks, np.arange(num_lists), rows)
     return _Ranking(lists, held_out_scores, 1 + is_drawn.sum(axis=1))
-
-
-def _batches(users: Int64s, size: int) -> Iterator[Int64s]:
-    for start in range(0, len(users), size):
-        yield users[start : start + size]
-
-
-def items_of(part: Interactions, users: Int64s) -> tuple[Int64s, Int64s]:
-    """Returns (row in `users` of each item's user, item) of the interactions of some users."""
-    rows = np.repeat(np.arange(len(users)), part.lengths[users])
-    return rows, part.item_idx[positions_of_rows(part.offsets, users)].astype(np.int64)
-
-
-def _seen_items(parts: list[Interactions], users: Int64s) -> tuple[Int64s, Int64s]:
-    rows, items = zip(*(items_of(part, users) for part in parts), strict=True)
-    return np.concatenate(rows), np.concatenate(items)

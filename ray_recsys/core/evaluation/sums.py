@@ -12,9 +12,12 @@ from typing import Self
 import numpy as np
 
 from ray_recsys.core.arrays import Bools, Float64s, Int64s
+from ray_recsys.core.evaluation.bootstrap import ResampledSums
+from ray_recsys.core.evaluation.candidates import items_of
 from ray_recsys.core.evaluation.exposure import Exposure
-from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.evaluation.protocols import RankedUsers, items_of
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.metrics import values_by_user
+from ray_recsys.core.evaluation.protocols import RankedUsers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.prepared import PreparedSet
@@ -102,16 +105,25 @@ class EvaluationSums:
         by_activity: Over the users of each activity bucket.
         by_popularity: Over the held-out items of each popularity bucket, each as a list and a user of its own.
         exposure: None unless whole catalogues were ranked.
+        resampled: Over resamples of all users; None unless asked for.
     """
 
     total: MetricSums
     by_activity: tuple[MetricSums, ...] = ()
     by_popularity: tuple[MetricSums, ...] = ()
     exposure: Exposure | None = None
+    resampled: ResampledSums | None = None
 
     @classmethod
-    def of(cls, ranked: RankedUsers, histories: Histories, frame: Frame, ks: Sequence[int]) -> Self:
-        """Returns the sums of some ranked users of `histories`."""
+    def of(
+        cls,
+        ranked: RankedUsers,
+        histories: Histories,
+        frame: Frame,
+        ks: Sequence[int],
+        weights: Float64s | None = None,
+    ) -> Self:
+        """Returns the sums of some ranked users of `histories`, who have weights in resamples, float64[R, B]."""
         rows = ranked.user_idx - histories.first_user_idx
         users = frame.activity.masks(histories.training.lengths[rows])
         items = frame.popularity.masks(frame.item_counts[ranked.item_idx])
@@ -136,19 +148,27 @@ class EvaluationSums:
                 for mask in items
             ),
             exposure,
+            None if weights is None else ResampledSums.of(values_by_user(ranked.lists, ks), weights),
         )
 
     def __add__(self, other: Self) -> Self:
         """Returns the sums over the users of both, who must be different ones."""
-        exposure = self.exposure
+        exposure, resampled = self.exposure, self.resampled
         if exposure is not None and other.exposure is not None:
             exposure = exposure + other.exposure
+        if resampled is not None and other.resampled is not None:
+            resampled = resampled + other.resampled
         return type(self)(
             self.total + other.total,
             _added(self.by_activity, other.by_activity),
             _added(self.by_popularity, other.by_popularity),
             exposure or other.exposure,
+            resampled or other.resampled,
         )
+
+    def resampled_means(self) -> dict[str, Float64s]:
+        """Returns the value of each metric in each resample, float64[R]; nothing unless resampled."""
+        return {} if self.resampled is None else self.resampled.means()
 
 
 def _added(left: Sequence[MetricSums], right: Sequence[MetricSums]) -> tuple[MetricSums, ...]:

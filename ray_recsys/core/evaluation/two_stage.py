@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.arrays import Bools, Float32s, Float64s, Int64s
-from ray_recsys.core.evaluation.metrics import MetricSums, RankedLists, ndcg, recall
-from ray_recsys.core.evaluation.protocols import Split, UserBatch, ranks_by_user, unseen_batches
+from ray_recsys.core.evaluation.candidates import Split, UserBatch, unseen_batches
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.metrics import RankedLists, ndcg, recall
+from ray_recsys.core.evaluation.protocols import ranks_by_user
 from ray_recsys.core.evaluation.ranking import TieOrder, check_finite, top_k
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.models.contract import DenseFactors, Model

@@ -173,6 +173,10 @@ USERS = "user_idx"
 class GradientModel(nn.Module, ABC):
     """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
 
+    user_tables: ClassVar[tuple[str, ...]]
+    """Names in the state dict of the parameters that have a row for each user."""
+    item_tables: ClassVar[tuple[str, ...]]
+    """Likewise for each item; all other parameters do not depend on the data's users and items."""
     batch_tables: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Parameters with a row per user or item of which a step reads only the rows that a field of the batch names, by
     that field: `user_idx`, `item_idx` or `recent`. The forward pass must work as well with tables of these rows alone
@@ -190,6 +194,17 @@ class GradientModel(nn.Module, ABC):
     @abstractmethod
     def export(self) -> Model:
         """Returns the model as it is now, in evaluation mode; it shares this module's weights."""
+
+    @abstractmethod
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns parameters that give the scores of an exported model, by their names in the state dict.
+
+        Args:
+            files: Directory of the model's files, of the same model with any users and items.
+
+        Raises:
+            IntegrityError: A file is missing or damaged.
+        """
 
 
 class Build(Protocol):

@@ -1,8 +1,8 @@
 """ReLU and dropout in one pass, with a mask that is cheap to draw on a CPU.
 
-A positive and its negatives drop the same units: the mask is one of B rows instead of B x C, and their difference, which
-the loss is about, is that of one thinned network. Torch draws a mask with 33 ns a unit on a CPU core, here it takes
-about 1 ns; a probability is rounded to a multiple of 1/256, and the kept units are scaled by what it was rounded to.
+A positive and its negatives drop the same units: the mask has B rows instead of B x C, and the loss compares the scores
+of one thinned network. Torch draws a mask in 33 ns a unit on a CPU core, here it takes about 1 ns. A probability is
+rounded to a multiple of 1/256, and the kept units are scaled by what it was rounded to.
 
 Shapes: B positives, C items of each, H units of a layer.
 

@@ -1,10 +1,10 @@
 """Fold-in of a new user into a model trained by logistic loss: the user's own parameters, fitted to a history.
 
 Minimises, over the user's parameters alone, binary cross-entropy with the history as positives and other items as
-negatives, plus a Gaussian prior around the mean user, or around the
-trained user whose history has grown. Steps are Newton's with the curvature of the logistic loss
-replaced by its upper bound 1/4: a new user is far from the mean, where Newton's own curvature overshoots; the bound
-does not, and a few steps of it also stop early, as training does. Same history, same parameters.
+negatives, plus a Gaussian prior around the mean user, or around the trained user whose history has grown. Steps are
+Newton's with the curvature of the logistic loss replaced by its upper bound 1/4: a new user is far from the mean, where
+Newton's own curvature overshoots; the bound does not, and a few steps of it also stop early, as training does. Same
+history, same parameters.
 
 Shapes: C history items and negatives, I items, P parameters of a user.
 
@@ -62,13 +62,18 @@ class ExampleDrawer:
 
 
 def fit_user(prior: Float32s, examples: Examples, linearise: Linearise) -> Float32s:
-    """Returns the parameters of a user after a few steps from the prior's mean, float32[P]."""
-    user = prior.copy()
+    """Returns the parameters of a user after a few steps from the prior's mean, float32[P].
+
+    Curvature and steps are float64: their condition number is in the thousands, and the order in which float32 sums
+    were added, which depends on threads and processor, would change scores by 0.1.
+    """
+    user = prior.astype(np.float64)
     for _ in range(NUM_STEPS):
-        logits, jacobian = linearise(user)
+        logits, jacobian = (values.astype(np.float64) for values in linearise(user.astype(np.float32)))
         residual = examples.weights * (1 / (1 + np.exp(-logits)) - examples.labels)
         gradient = jacobian.T @ residual + PRIOR_PRECISION * (user - prior)
         curvature = (jacobian * (_MAX_CURVATURE * examples.weights)[:, None]).T @ jacobian
         curvature[np.diag_indices_from(curvature)] += PRIOR_PRECISION
         user = user - np.linalg.solve(curvature, gradient)
-    return user
+    fitted: Float32s = user.astype(np.float32)
+    return fitted

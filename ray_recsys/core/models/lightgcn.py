@@ -15,7 +15,9 @@ Source: He et al.: LightGCN: Simplifying and Powering Graph Convolution Network 
     equations 3 to 15; BPR: Rendle et al., UAI 2009.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,12 +27,14 @@ from torch.nn import functional
 from ray_recsys.config import LightGCNRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.contract import DenseFactors, GradientModel, TensorBatch, UserFactors
-from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, save_model_files
 from ray_recsys.core.models.gather import gather, order_rows
 from ray_recsys.core.models.inner_product import InnerProduct
 from ray_recsys.core.models.propagation import Graph, propagate
 from ray_recsys.core.models.training_matrix import read_training_matrix
 from ray_recsys.core.prepared import PreparedSet
+
+_ARRAYS = ("user_rows", "item_rows", "own_rows", "messages", "own_item_rows")
 
 
 class LightGCN(GradientModel):
@@ -42,6 +46,9 @@ class LightGCN(GradientModel):
         train: L2.
         generator: Source of the initial weights; None: torch's global one.
     """
+
+    user_tables: ClassVar = ("user_vectors",)
+    item_tables: ClassVar = ("item_vectors",)
 
     def __init__(
         self,
@@ -81,8 +88,13 @@ class LightGCN(GradientModel):
         users, items = graph.mean_of_layers(self.user_vectors, self.item_vectors, layers)
         _, earlier = graph.mean_of_layers(self.user_vectors, self.item_vectors, layers - 1)
         messages = earlier * (layers / (layers + 1)) / graph.item_degrees.sqrt().unsqueeze(1)
-        own = self.user_vectors / (layers + 1)
-        return TrainedLightGCN(*(rows.cpu().numpy() for rows in (users, items, own, messages)))
+        own, own_items = self.user_vectors / (layers + 1), self.item_vectors / (layers + 1)
+        return TrainedLightGCN(*(rows.cpu().numpy() for rows in (users, items, own, messages, own_items)))
+
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns a trained model's layer-0 rows."""
+        arrays, scale = read_model_arrays(files), np.float32(self._recipe.num_layers + 1)
+        return {"user_vectors": arrays["own_rows"] * scale, "item_vectors": arrays["own_item_rows"] * scale}
 
 
 def bayesian_personalised_ranking(score_BC: Tensor, batch: TensorBatch) -> Tensor:
@@ -99,11 +111,14 @@ class TrainedLightGCN(InnerProduct):
         item_rows: Propagated, float32[I, D].
         own_rows: The users' own share of their rows, float32[U, D].
         messages: What an item adds to the row of a user who has it, before division by sqrt(d_u), float32[I, D].
+        own_item_rows: The items' own share of their rows, float32[I, D]: not for scores, but to train on from here.
     """
 
-    def __init__(self, user_rows: Float32s, item_rows: Float32s, own_rows: Float32s, messages: Float32s) -> None:
+    def __init__(
+        self, user_rows: Float32s, item_rows: Float32s, own_rows: Float32s, messages: Float32s, own_item_rows: Float32s
+    ) -> None:
         super().__init__(user_rows, item_rows)
-        self._own, self._messages = own_rows, messages
+        self._own, self._messages, self._own_items = own_rows, messages, own_item_rows
         self._mean_own: Float32s = own_rows.mean(axis=0)
 
     def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
@@ -115,7 +130,7 @@ class TrainedLightGCN(InnerProduct):
 
     def save(self, directory: Path) -> None:
         """Writes the model's files."""
-        arrays = {"user_rows": self._users, "item_rows": self._items, "own_rows": self._own, "messages": self._messages}
+        arrays = dict(zip(_ARRAYS, (self._users, self._items, self._own, self._messages, self._own_items), strict=True))
         save_model_files(directory, {"name": "lightgcn"}, arrays)
 
 
@@ -128,4 +143,4 @@ def build(prepared: PreparedSet, recipe: Recipe) -> LightGCN:
 
 def load(header: Header, arrays: Arrays) -> TrainedLightGCN:  # noqa: ARG001 - of the registry's shape
     """Reads a trained model back."""
-    return TrainedLightGCN(arrays["user_rows"], arrays["item_rows"], arrays["own_rows"], arrays["messages"])
+    return TrainedLightGCN(*(arrays[name] for name in _ARRAYS))

@@ -11,6 +11,7 @@ Source: MF: Koren, Bell, Volinsky: Matrix factorization techniques for recommend
 """
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +24,7 @@ from torch.nn import functional
 from ray_recsys.config import GMFRecipe, MFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.contract import DenseFactors, GradientModel, TensorBatch, UserFactors
-from ray_recsys.core.models.files import Arrays, Header, save_model_files
+from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, save_model_files
 from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
 from ray_recsys.core.models.gather import gather, order_rows
 from ray_recsys.core.models.inner_product import InnerProduct
@@ -42,10 +43,9 @@ class MF(GradientModel):
         generator: Source of the initial weights; None: torch's global one.
     """
 
-    batch_tables: ClassVar = {
-        "user_idx": ("user_vectors", "user_bias"),
-        "item_idx": ("item_vectors", "item_bias"),
-    }
+    user_tables: ClassVar = ("user_vectors", "user_bias")
+    item_tables: ClassVar = ("item_vectors", "item_bias")
+    batch_tables: ClassVar = {"user_idx": user_tables, "item_idx": item_tables}
 
     def __init__(
         self,
@@ -98,6 +98,19 @@ class MF(GradientModel):
         item_rows = [self.item_vectors, self.item_bias.unsqueeze(1), ones(self.num_items, 1)]
         rows = [torch.cat(parts, dim=1).cpu().numpy() for parts in (user_rows, item_rows)]
         return TrainedMF(self.recipe.name, *rows)
+
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns a trained model's parameters; output weights and global bias are in the users' rows already."""
+        arrays, width = read_model_arrays(files), self.recipe.embedding_dim
+        users, items = arrays["user_rows"], arrays["item_rows"]
+        found = {
+            "user_vectors": users[:, :-2],
+            "user_bias": users[:, -1],
+            "item_vectors": items[:, :-2],
+            "item_bias": items[:, -2],
+            "global_bias": np.zeros((), np.float32),
+        }
+        return found if self.output is None else found | {"output": np.ones(width, np.float32)}
 
 
 class TrainedMF(InnerProduct):

@@ -25,7 +25,8 @@ Source: He et al.: Neural Collaborative Filtering, WWW 2017, equations 7 to 12. 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -34,10 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
-from ray_recsys.core.arrays import Int32s
+from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
 from ray_recsys.core.models.dropout import relu_and_drop
-from ray_recsys.core.models.files import Arrays, Header
+from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import LATEST_ITEMS, TrainedNeuMF
@@ -56,11 +57,9 @@ class NeuMF(GradientModel):
         generator: Source of the initial weights; None: torch's global one.
     """
 
-    batch_tables: ClassVar = {
-        "user_idx": ("user_gmf", "user_mlp", "user_bias"),
-        "item_idx": ("item_gmf", "item_mlp", "item_bias"),
-        "recent": ("recent.items",),
-    }
+    user_tables: ClassVar = ("user_gmf", "user_mlp", "user_bias")
+    item_tables: ClassVar = ("item_gmf", "item_mlp", "item_bias", "recent.items")
+    batch_tables: ClassVar = {"user_idx": user_tables, "item_idx": item_tables[:3], "recent": item_tables[3:]}
 
     def __init__(
         self,
@@ -129,6 +128,10 @@ class NeuMF(GradientModel):
         """Returns the trained model; it shares this module's weights."""
         return TrainedNeuMF(self)
 
+    def parameters_of(self, files: Path) -> Mapping[str, Float32s]:
+        """Returns a trained model's parameters: all that is in its files but the users' latest items."""
+        return {name: values for name, values in read_model_arrays(files).items() if name != LATEST_ITEMS}
+
     def branches(self, user_idx: Tensor, item_idx: Tensor, recent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the GMF branch's part of the logits, all biases included, and the MLP branch's, [B, C] each.
 
@@ -177,6 +180,7 @@ class NeuMF(GradientModel):
         for number in range(len(self.recipe.mlp_layers)):
             if number:
                 layer = self.hidden[number - 1]
+                assert isinstance(layer, nn.Linear)
                 hidden = layer(hidden) if scale == 1 else functional.linear(hidden, layer.weight * scale, layer.bias)
             if self.norms is not None:
                 hidden = self.norms[number](hidden)

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_recsys.config import PrepareRecipe, Recipe
-from ray_recsys.core.artifact import MANIFEST, atomic_directory, read_kind
+from ray_recsys.core.artifact import MANIFEST, read_kind
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.prepared import (
     ITEMS,

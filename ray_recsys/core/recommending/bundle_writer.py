@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import FileDigest, atomic_directory, digest_file, write_manifest
+from ray_recsys.core.artifact import FileDigest, digest_file, write_manifest
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet

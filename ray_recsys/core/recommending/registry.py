@@ -12,40 +12,23 @@ import fcntl
 import os
 import re
 import shutil
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_recsys.core.artifact import locked_directory, parse_manifest, read_manifest, remove_abandoned
-from ray_recsys.core.files import atomic_file
+from ray_recsys.core.artifact import parse_manifest, read_manifest
+from ray_recsys.core.artifact_writer import locked_directory, remove_abandoned
 from ray_recsys.core.recommending.bundle import KIND, SCHEMA_VERSION, Bundle, BundleManifest
 from ray_recsys.core.recommending.guard import check_bundle
 from ray_recsys.errors import ArtifactError, RegistryError
+from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.locks import Hold
 
 CURRENT = "CURRENT"
 LAST_GOOD = "LAST_GOOD"
 NUM_GOOD = 5
 _IN_USE = "manifest.json"  # whoever serves a version holds a shared lock on this file
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
-
-
-class Hold:
-    """A lock on a file, shared by those who read beside it; released when it is collected or its process dies."""
-
-    def __init__(self, path: Path, kind: int = fcntl.LOCK_SH) -> None:
-        """Takes the lock.
-
-        Raises:
-            OSError: There is no such file, or somebody holds a lock that excludes this one.
-        """
-        descriptor = os.open(path, os.O_RDONLY)
-        self.release = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except OSError:
-            self.release()
-            raise
 
 
 class Registry:
@@ -212,7 +195,7 @@ class Registry:
             removed.append(version)
         return removed, in_use
 
-    def hold(self, version: str) -> "Hold":
+    def hold(self, version: str) -> Hold:
         """Returns a hold on a version: until it is released, or its process dies, `prune` leaves the version alone.
 
         Raises:

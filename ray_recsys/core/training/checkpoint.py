@@ -7,10 +7,9 @@ best/                    the trained model of the best epoch, as `Model.save` wr
 manifest.json            size and sha256 of every file above
 """
 
-import csv
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,8 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ray_recsys.core.artifact import read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
-from ray_recsys.core.training.trainer import EpochRecord, Progress, Trainer
+from ray_recsys.core.training.trainer import Progress, Trainer
 from ray_recsys.errors import ArtifactError, IntegrityError
 
 KIND = "checkpoint"
@@ -120,15 +118,3 @@ def read_progress(directory: Path) -> Progress:
         return _PROGRESS.validate_json((directory / PROGRESS).read_bytes())
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"{directory / PROGRESS} cannot be read: {error}") from error
-
-
-def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
-    """Writes one line per epoch, atomically."""
-    names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    with atomic_file(path, durable=False) as unfinished, unfinished.open("w", newline="", encoding="utf8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "loss", *names, "samples_per_s", "train_s", "validate_s"])
-        for record in records:
-            metrics = [f"{record.metrics[name]:.6f}" if name in record.metrics else "" for name in names]
-            times = [f"{record.samples_per_s:.0f}", f"{record.train_s:.3f}", f"{record.validate_s:.3f}"]
-            writer.writerow([record.epoch, f"{record.loss:.6f}", *metrics, *times])

@@ -9,7 +9,7 @@ Shapes: n distinct rows of a batch, W columns of all tables of a kind side by si
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +66,7 @@ class DenseLearner:
         """Makes a step; returns this worker's share of the loss, on the device."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
-        loss: Tensor = self._loss(_to_device(batch, self._device))
+        loss: Tensor = self._loss(to_tensors(batch, self._device))
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()
@@ -78,6 +78,19 @@ class DenseLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores Adam's state."""
         self.optimizer.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseGradients:
+    """What a sparse step has computed."""
+
+    loss: Tensor
+    """This worker's share."""
+    rows: dict[str, tuple[Tensor, Tensor]]
+    """Distinct rows, int64[n], and the gradients of their tables side by side, float32[n, W], by field of the batch.
+    Of users this worker's own, of items those of all workers."""
+    dense: list[Tensor]
+    """Of the parameters that are no table, over all workers."""
 
 
 class SparseLearner:
@@ -110,6 +123,17 @@ class SparseLearner:
 
     def step(self, batch: Batch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device."""
+        found = self.gradients(batch)
+        for field, (rows, gradients) in found.rows.items():
+            self._tables[field].optimizer.update(rows, gradients, learning_rate)
+        for parameter, gradient in zip(self._dense, found.dense, strict=True):
+            parameter.grad = gradient
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.step()
+        return found.loss
+
+    def gradients(self, batch: Batch) -> SparseGradients:
+        """Returns the loss of this worker and the gradients of all workers' losses; every worker must call it."""
         touched: dict[str, TouchedRows] = {}
         numbers: dict[str, Any] = {}
         for field, tables in self._tables.items():
@@ -118,20 +142,12 @@ class SparseLearner:
         leaves = {
             name: leaf for field, tables in self._tables.items() for name, leaf in tables.gather(touched[field].own)
         }
-        local = replace(_to_device(batch, self._device), **numbers)
+        local = replace(to_tensors(batch, self._device), **numbers)
         loss: Tensor = functional_call(self._model, leaves, (local,))
         gradients = torch.autograd.grad(loss, [*leaves.values(), *self._dense], materialize_grads=True)
         of_leaves = dict(zip(leaves, gradients, strict=False))
-        for field, tables in self._tables.items():
-            tables.update(touched[field], of_leaves, learning_rate)
-        self._update_dense(gradients[len(leaves) :], learning_rate)
-        return loss.detach()
-
-    def _update_dense(self, gradients: tuple[Tensor, ...], learning_rate: float) -> None:
-        for parameter, gradient in zip(self._dense, sum_over_workers(gradients), strict=True):
-            parameter.grad = gradient
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.step()
+        rows = {field: tables.total(touched[field], of_leaves) for field, tables in self._tables.items()}
+        return SparseGradients(loss.detach(), rows, sum_over_workers(gradients[len(leaves) :]))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the optimizer's state without that of users' rows."""
@@ -168,16 +184,16 @@ class _Tables:
         for name, table in self._tables.items():
             yield name, table.detach().index_select(0, rows).requires_grad_()
 
-    def update(self, touched: TouchedRows, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
-        """Makes an optimizer step for the rows that any worker touched."""
-        own = [
-            gradients[name].view(len(touched.own), width)
-            for name, width in zip(self._tables, self.optimizer.widths, strict=True)
-        ]
-        self.optimizer.update(touched.rows, touched.total(torch.cat(own, dim=1)), learning_rate)
+    def total(self, touched: TouchedRows, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the rows that any worker touched and the sums of their gradients, [n, W], from those by table."""
+        widths = zip(self._tables, self.optimizer.widths, strict=True)
+        own = [gradients[name].view(len(touched.own), width) for name, width in widths]
+        return touched.rows, touched.total(torch.cat(own, dim=1))
 
 
-def _to_device(batch: Batch, device: torch.device) -> TensorBatch:
+def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+    """Returns a batch on a device."""
+
     def tensor(array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ray_recsys.core.arrays import Float64s
 from ray_recsys.core.counter_random import derive_key
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.data_parallel import is_group
 from ray_recsys.core.training.trainer import EpochRecord, PartialEpoch, Trainer
@@ -55,7 +55,7 @@ def train_epochs(
         StageError: The loss or a validation score is not finite; raised on all workers.
     """
     recipe = trainer.recipe
-    while not trainer.is_done:
+    while not trainer.is_done and not _is_out_of_time(trainer):
         epoch = trainer.progress.num_epochs + 1
         total = _train_epoch(trainer, feed, seed, on_checkpoint)
         start_s = time.perf_counter()
@@ -70,6 +70,16 @@ def train_epochs(
             validate_s=time.perf_counter() - start_s,
         )
         on_epoch(record, trainer.finish_epoch(record))
+
+
+def _is_out_of_time(trainer: Trainer) -> bool:
+    """Whether another epoch as long as the mean one would exceed the limit, on the slowest worker."""
+    limit_s, records = trainer.recipe.max_time_s, trainer.progress.records
+    if limit_s is None or not records or trainer.progress.partial.num_steps:
+        return False
+    spent_s = sum(record.train_s + record.validate_s for record in records)
+    (next_s,) = _reduce(trainer.device, dist.ReduceOp.MAX, spent_s + spent_s / len(records))
+    return next_s > limit_s
 
 
 def _train_epoch(

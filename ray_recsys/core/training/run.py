@@ -5,9 +5,12 @@ recipe.toml              the recipe, as `--recipe` reads it
 model/                   the trained model: of the best epoch on validation, or as fitted
 last/                    checkpoint of the last epoch (only of models trained by gradient descent)
 curves.csv               one line per epoch (likewise)
+curves.svg               a plot of it (likewise)
 manifest.json            best epoch, its metrics, size and sha256 of every file above
 ray/                     Ray Train's storage, with the checkpoints, while the run is unfinished
 .lease                   the process that trains the run, while it is unfinished
+tensorboard/             TensorBoard's event files; like mlflow.json no part of the run that is checked
+mlflow.json              which MLflow run records this one
 """
 
 import datetime as dt
@@ -26,26 +29,32 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
 from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
-from ray_recsys.core.files import atomic_file
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.core.training.warm_start import WarmStart
+from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
+from ray_recsys.storage.files import atomic_file
 
 KIND = "run"
 SCHEMA_VERSION = 2
 STARTED = "started.json"
 RECIPE = "recipe.toml"
 CURVES = "curves.csv"
+CURVES_PLOT = "curves.svg"
 MODEL = "model"
 LAST = "last"
 RAY_STORAGE = "ray"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow.json"
 
 LEASE = ".lease"
 
+_NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
+
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s",)
+_FREE_KEYS = ("train.checkpoint_every_s", "train.max_time_s")
 """Keys of these sections that may change too."""
 
 
@@ -59,6 +68,8 @@ class RunStart(BaseModel):
     input_fingerprint: str
     """That of the prepared set."""
     recipe: Recipe
+    warm_start: WarmStart | None = None
+    """The bundle whose weights it began with; None: a cold start."""
 
 
 class RunManifest(RunStart):
@@ -145,12 +156,29 @@ class Run:
         return load_model(self.path / MODEL)
 
 
-def start_of(prepared: PreparedSet, recipe: Recipe) -> RunStart:
+def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None = None) -> RunStart:
     """Returns what a run on a prepared set starts with."""
     data = prepared.manifest
     return RunStart(
-        num_users=data.num_users, num_items=data.num_items, input_fingerprint=data.input_fingerprint, recipe=recipe
+        num_users=data.num_users,
+        num_items=data.num_items,
+        input_fingerprint=data.input_fingerprint,
+        recipe=recipe,
+        warm_start=warm_start,
     )
+
+
+def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
+    """Checks that a refit would not train on a test that is kept in files of its own.
+
+    Raises:
+        RecipeError: It would.
+    """
+    if recipe.train.refit and prepared.manifest.split.get("method") == "given":
+        raise RecipeError(
+            f"train.refit = true: {prepared.path} has its test in files of its own, on which a refit would train",
+            remedy="set train.refit = false, or prepare one log with another split.method",
+        )
 
 
 def is_unfinished(path: Path) -> bool:
@@ -216,8 +244,10 @@ def read_start(path: Path) -> RunStart:
 def can_resume(path: Path, start: RunStart) -> bool:
     """Whether the run at `path` is unfinished.
 
+    A start without a bundle fits any run: the run's own bundle is used.
+
     Raises:
-        ArtifactError: There is no run, or it started with other data or another recipe; names what differs.
+        ArtifactError: There is no run, or it started with other data, another recipe or bundle; names what differs.
     """
     is_open = is_unfinished(path)
     before = read_start(path) if is_open else Run.open(path).manifest
@@ -230,6 +260,12 @@ def can_resume(path: Path, start: RunStart) -> bool:
         raise ArtifactError(
             f"{path} started with another recipe ({', '.join(different)})",
             remedy=f"resume with --recipe {path / RECIPE}, or train into another directory",
+        )
+    if start.warm_start is not None and start.warm_start != before.warm_start:
+        began = "without a bundle" if before.warm_start is None else f"from bundle {before.warm_start.version}"
+        raise ArtifactError(
+            f"{path} started {began}, not from {start.warm_start.version}",
+            remedy="resume without --warm-start, or train into another directory",
         )
     return is_open
 
@@ -256,5 +292,5 @@ def finish_run(
         refit=refit,
     )
     body = manifest.model_dump(mode="json")
-    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=(RAY_STORAGE, LEASE))
+    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)
     return manifest

@@ -8,9 +8,9 @@ import numpy as np
 
 from ray_recsys.config import EvaluateRecipe, Recipe
 from ray_recsys.core.arrays import Bools
-from ray_recsys.core.evaluation.metrics import MetricSums
+from ray_recsys.core.evaluation.candidates import choose_users
+from ray_recsys.core.evaluation.metric_sums import MetricSums
 from ray_recsys.core.evaluation.protocols import evaluate_users
-from ray_recsys.core.evaluation.user_sample import choose_users
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.prepared import PreparedSet

@@ -6,23 +6,23 @@ The users are divided into units that run as independent tasks (see `evaluation_
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.evaluation.baselines import Random, fit_mean_rating
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
-from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.evaluation.protocols import Split, protocol_label
+from ray_recsys.core.evaluation.candidates import Split
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.protocols import protocol_label
 from ray_recsys.core.evaluation.rankings_file import rankings_schema
-from ray_recsys.core.evaluation.sums import Buckets, EvaluationSums, Frame
-from ray_recsys.core.evaluation.two_stage import TwoStageResult
+from ray_recsys.core.evaluation.result import EvaluationResult, ModelMetrics, UnknownCounts
+from ray_recsys.core.evaluation.sums import Frame
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import Scorer
-from ray_recsys.core.models.popularity import popularity_of
+from ray_recsys.core.models.popularity import popularity_of, recent_popularity_of
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.table_files import check_ending, write_table_file
@@ -30,106 +30,6 @@ from ray_recsys.core.workflows.evaluation_units import MEAN_RATING, GivenLists, 
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, EmptyDataError, InputError
 from ray_recsys.progress import Reporter, silent
-
-
-class BucketMetrics(BaseModel):
-    """Metrics over the users, or over the held-out items, whose number of training interactions is in a range."""
-
-    model_config = ConfigDict(frozen=True)
-
-    training_interactions: str
-    """`<lowest>–<highest>`."""
-    count: int
-    """Users, or held-out items."""
-    metrics: dict[str, float]
-    standard_errors: dict[str, float]
-
-    @classmethod
-    def each(cls, buckets: Buckets, sums: Sequence[MetricSums]) -> tuple[Self, ...]:
-        """Returns the metrics of the buckets that have users."""
-        return tuple(
-            cls(
-                training_interactions=label,
-                count=part.num_users,
-                metrics=part.means(),
-                standard_errors=part.standard_errors(),
-            )
-            for label, part in zip(buckets.labels, sums, strict=False)
-            if part.num_users
-        )
-
-
-class ModelMetrics(BaseModel):
-    """One model's metrics; those over users have a standard error, those of what is recommended have none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    metrics: dict[str, float]
-    standard_errors: dict[str, float]
-    by_activity: tuple[BucketMetrics, ...] = ()
-    """By the user's training interactions."""
-    by_popularity: tuple[BucketMetrics, ...] = ()
-    """By the held-out item's training interactions; each held-out item counts alone."""
-    two_stage: TwoStageResult | None = None
-    """If asked for, and never of a baseline."""
-
-    @classmethod
-    def of(cls, sums: EvaluationSums, frame: Frame | None, num_users: int, two_stage: MetricSums | None) -> Self:
-        """Returns the metrics of sums over at least one user."""
-        metrics = sums.total.means()
-        if frame is not None and sums.exposure is not None:
-            metrics |= sums.exposure.metrics(frame.item_counts, num_users)
-        return cls(
-            metrics=metrics,
-            standard_errors=sums.total.standard_errors(),
-            by_activity=() if frame is None else BucketMetrics.each(frame.activity, sums.by_activity),
-            by_popularity=() if frame is None else BucketMetrics.each(frame.popularity, sums.by_popularity),
-            two_stage=None if two_stage is None else TwoStageResult.of(two_stage),
-        )
-
-
-class UnknownCounts(BaseModel):
-    """Rows of a candidate file without a score, and lists without metrics."""
-
-    model_config = ConfigDict(frozen=True)
-
-    users: int
-    """Users that the prepared set does not have; their held-out items rank last."""
-    candidates: int
-    """Rows of items that the prepared set does not have; they rank last."""
-    lists_without_held_out: int
-    """Users without a label 1; skipped."""
-
-    @classmethod
-    def of(cls, lists: CandidateLists) -> Self:
-        """Returns the counts of a file's lists."""
-        return cls(
-            users=lists.users.num_unknown,
-            candidates=lists.num_unknown_candidates,
-            lists_without_held_out=lists.num_skipped,
-        )
-
-
-class EvaluationResult(BaseModel):
-    """Metrics of the models and of the baselines, on the same users and candidates."""
-
-    model_config = ConfigDict(frozen=True)
-
-    split: Split
-    protocol: str
-    """full, sampled-<N>, or given (a file of candidates)."""
-    num_users: int
-    """Users evaluated."""
-    num_eligible_users: int
-    """Users with held-out items, from whom those evaluated were sampled if there are more; see `evaluate.max_users`."""
-    num_held_out: int
-    candidates_per_list: float
-    """Mean over the lists."""
-    models: dict[str, ModelMetrics]
-    """By label, in the order given; then the baselines Popularity and Random."""
-    seconds: float
-    unknown: UnknownCounts | None = None
-    """With a candidate file: the rows that could not be scored."""
 
 
 def evaluate(
@@ -144,6 +44,7 @@ def evaluate(
     output: Path | None = None,
     two_stage: bool = False,
     baselines: bool = True,
+    num_resamples: int = 0,
     report: Reporter = silent,
 ) -> EvaluationResult:
     """Returns the metrics of runs or bundles, of Popularity and of Random.
@@ -158,7 +59,9 @@ def evaluate(
         candidates: File of candidate lists (user_id, item_id, label), in place of the split and the protocol.
         output: Parquet file of each user's ranks and top K to write; see `core.evaluation.rankings_file`.
         two_stage: Also measure recall(N) → rerank of each model against reranking the whole catalogue.
-        baselines: Whether to evaluate Popularity and Random too, and the mean rating beside models of ratings.
+        baselines: Whether to evaluate Popularity and Random too, the mean rating beside models of ratings, and recent
+            popularity if the split is by global time.
+        num_resamples: Resamples of the users to keep the metrics of, for intervals; see `core.evaluation.bootstrap`.
         report: Progress.
 
     Raises:
@@ -173,13 +76,15 @@ def evaluate(
         _check_goes_with_candidates(output, two_stage=two_stage)
     opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
-    beside = executor.share(_baselines(opened, prepared, executor, seed) if baselines else {})
+    beside = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
     scorers = Scorers(_labelled(opened), beside, executor.num_cpus)
     frame, lists = None, None
     if candidates is None:
         frame = Frame.of(prepared, executor)
         schema = None if output is None else _schema(prepared, recipe, split, seed)
-        work: Work = SplitUsers(prepared, recipe, split, seed, scorers, executor.share(frame), schema, two_stage)
+        work: Work = SplitUsers(
+            prepared, recipe, split, seed, scorers, executor.share(frame), schema, two_stage, num_resamples
+        )
     else:
         lists = _read_lists(candidates, prepared, report)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
@@ -241,17 +146,18 @@ def _read_lists(path: Path, prepared: PreparedSet, report: Reporter) -> Candidat
 
 
 def _baselines(
-    opened: Sequence[TrainedModel], prepared: PreparedSet, executor: Executor, seed: int
+    opened: Sequence[TrainedModel], prepared: PreparedSet, recipe: EvaluateRecipe, executor: Executor, seed: int
 ) -> dict[str, Scorer]:
-    """Returns the mean rating beside models of ratings, Popularity and Random, by label."""
+    """Returns the mean rating beside models of ratings, Popularity, recent or all, and Random, by label."""
     baselines: dict[str, Scorer] = {}
     if any(model.predicts_ratings for model in opened):
         baselines[MEAN_RATING] = fit_mean_rating(prepared, executor)
     counts = prepared.item_counts()
-    return baselines | {
-        "Popularity": popularity_of(counts, prepared.manifest.num_users),
-        "Random": Random(len(counts), seed),
-    }
+    baselines["Popularity"] = popularity_of(counts, prepared.manifest.num_users)
+    if prepared.manifest.split.get("method") == "global_time":
+        recent = recent_popularity_of(prepared, recipe.popularity_half_life_days, executor)
+        baselines["Recent popularity"] = recent
+    return baselines | {"Random": Random(len(counts), seed)}
 
 
 def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: int) -> pa.Schema:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import torch
 
 from ray_recsys.config import EvaluateRecipe
+from ray_recsys.core.evaluation.bootstrap import user_weights
 from ray_recsys.core.evaluation.candidate_lists import CandidateLists
-from ray_recsys.core.evaluation.metrics import MetricSums
-from ray_recsys.core.evaluation.protocols import Split, held_out_of, rank_users
+from ray_recsys.core.evaluation.candidates import Split, held_out_of
+from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.evaluation.protocols import rank_users
 from ray_recsys.core.evaluation.rankings_file import rankings_batch
 from ray_recsys.core.evaluation.sums import EvaluationSums, Frame
 from ray_recsys.core.evaluation.two_stage import two_stage_sums
@@ -110,6 +112,7 @@ class SplitUsers:
     rankings: pa.Schema | None = None
     """Schema of the rankings file; None: there is none."""
     two_stage: bool = False
+    num_resamples: int = 0
 
     @property
     def num_units(self) -> int:
@@ -169,7 +172,8 @@ class SplitUsers:
             share=self._share,
         )
         for part in ranked:
-            sums += EvaluationSums.of(part, histories, frame, self.recipe.ks)
+            weights = user_weights(part.user_idx, self.num_resamples, self.seed) if self.num_resamples else None
+            sums += EvaluationSums.of(part, histories, frame, self.recipe.ks, weights)
             if self.rankings is not None:
                 item_ids = _read_item_ids(self.prepared.path / ITEMS, self.prepared.files[ITEMS]["sha256"])
                 rows.append(

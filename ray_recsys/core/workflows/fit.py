@@ -8,7 +8,16 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.training.run import MODEL, Run, TrainResult, can_resume, finish_run, start_of, start_run
+from ray_recsys.core.training.run import (
+    MODEL,
+    Run,
+    TrainResult,
+    can_resume,
+    check_refit,
+    finish_run,
+    start_of,
+    start_run,
+)
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.progress import Reporter, silent
 
@@ -34,8 +43,10 @@ def fit(
 
     Raises:
         ArtifactError: `output` exists, or cannot be resumed with this data and recipe.
+        RecipeError: A refit would train on a given test.
     """
     start_s = time.perf_counter()
+    check_refit(prepared, recipe)
     output, start = output.absolute(), start_of(prepared, recipe)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")

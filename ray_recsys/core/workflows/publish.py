@@ -62,7 +62,7 @@ class PublishResult(BaseModel):
     num_items: int
     num_interactions: int
     refit: bool
-    """Whether the model was trained on everything, held-out interactions included."""
+    """Whether a model of the bundle was trained on everything, held-out interactions included."""
     metrics: dict[str, float]
     """Validation metrics of the run."""
     gate: GateResult
@@ -117,7 +117,7 @@ def publish(
             prepared=prepared,
             recipe=opened.manifest.recipe.model_copy(update={"bundle": recipe}),
             metrics={"validation": opened.manifest.metrics},
-            refit=opened.manifest.refit,
+            refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
         version = home.publish(staging / "bundle")

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.arrays import ranks_in_rows
-from ray_recsys.core.artifact import atomic_directory
+from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.recommender import Query, Recommender

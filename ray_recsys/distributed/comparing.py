@@ -1,0 +1,202 @@
+"""`compare`: recipes trained alike, evaluated alike, and set beside each other.
+
+<output>/<recipe>/seed-<n>/        the run of a recipe with a seed
+<output>/<recipe>/seed-<n>.json    its evaluation: a finished cell, which a repeated comparison keeps
+<output>/comparison.json           everything, with intervals; comparison.md and report.html for people
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ray_recsys.config import Recipe
+from ray_recsys.core.evaluation.comparison import Cell, Comparison, Cost, CurvePoint, Terms
+from ray_recsys.core.evaluation.result import EvaluationResult
+from ray_recsys.core.executor import Executor
+from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.checkpoint import read_progress
+from ray_recsys.core.training.run import LAST, MODEL
+from ray_recsys.core.training.trainer import deciding_metric
+from ray_recsys.core.workflows.evaluate import evaluate
+from ray_recsys.core.workflows.request_cost import MeasureRequests
+from ray_recsys.distributed.training import train
+from ray_recsys.errors import InputError
+from ray_recsys.progress import Reporter, silent
+from ray_recsys.reports.compare_html import write_html
+from ray_recsys.reports.comparison_tables import markdown
+from ray_recsys.storage.files import atomic_file
+
+COMPARISON = "comparison.json"
+MARKDOWN = "comparison.md"
+REPORT = "report.html"
+
+
+def compare(
+    data: Path,
+    output: Path,
+    recipes: dict[str, Recipe],
+    terms_of: Recipe,
+    executor: Executor,
+    *,
+    num_seeds: int = 3,
+    num_resamples: int = 2000,
+    max_seconds: float | None = None,
+    report: Reporter = silent,
+) -> Comparison:
+    """Trains every recipe with every seed on one prepared set, without a refit, and compares them on its test users.
+
+    Args:
+        data: The prepared set, with test interactions, on storage that all nodes see.
+        output: Directory of the comparison; cells that are finished there are kept.
+        recipes: By name.
+        terms_of: Protocol, workers and the first seed, the same for every recipe.
+        executor: Fits, evaluates.
+        num_seeds: Trainings of each recipe: with the seeds n, n + 1, and so on.
+        num_resamples: Of the bootstrap.
+        max_seconds: Budget of each training; see `train.max_time_s`.
+        report: Progress.
+
+    Raises:
+        ArtifactError: The data cannot be used, or a run at `output` was trained otherwise.
+        ClusterError: The cluster has too few CPUs or GPUs.
+        EmptyDataError: No user has a held-out test item.
+        InputError: There is nothing to compare.
+        StageError: A training failed or diverged.
+    """
+    if not recipes:
+        raise InputError("no recipes to compare", remedy="give --recipes A.toml B.toml")
+    prepared, output = PreparedSet.open(data), output.absolute()
+    terms = Terms(
+        input_fingerprint=prepared.manifest.input_fingerprint,
+        split="test",
+        evaluate=terms_of.evaluate,
+        seed=terms_of.seed,
+        num_resamples=num_resamples,
+        max_seconds=max_seconds,
+    )
+    cells = _Cells(prepared, terms, executor, report)
+    baselines, groups = cells.baselines(), []
+    for name, recipe in recipes.items():
+        seeds = range(terms.seed, terms.seed + num_seeds)
+        groups.append([cells.cell(output / name, _alike(recipe, terms_of, seed, max_seconds)) for seed in seeds])
+    comparison = Comparison.of(groups, baselines, str(prepared.path))
+    _write(output, comparison, report)
+    return comparison
+
+
+def name_recipes(files: Sequence[Path]) -> list[str]:
+    """Returns the names of recipe files.
+
+    Raises:
+        InputError: Two are the same.
+    """
+    names = [file.stem for file in files]
+    for file, name in zip(files, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"{file}: another recipe is named {name!r} too", remedy="rename one of the files")
+    return names
+
+
+def _alike(recipe: Recipe, terms_of: Recipe, seed: int, max_seconds: float | None) -> Recipe:
+    """Returns a recipe with a seed, the comparison's workers and budget, and without a refit."""
+    train_recipe = recipe.train.model_copy(
+        update={"refit": False, "max_time_s": recipe.train.max_time_s if max_seconds is None else max_seconds}
+    )
+    return recipe.model_copy(update={"seed": seed, "cluster": terms_of.cluster, "train": train_recipe})
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Makes cells of one prepared set."""
+
+    prepared: PreparedSet
+    terms: Terms
+    executor: Executor
+    report: Reporter
+
+    def cell(self, directory: Path, recipe: Recipe) -> Cell:
+        """Returns the finished cell of a recipe, or trains and evaluates what is missing of it."""
+        run, file = directory / f"seed-{recipe.seed}", directory / f"seed-{recipe.seed}.json"
+        what, is_new, before = f"{directory.name}, seed {recipe.seed}", not run.exists(), _read_cell(file)
+        self.report(f"{what}: training")
+        trained = train(self.prepared.path, run, recipe, self.executor, resume=not is_new, report=self.report)
+        if before is not None and before.terms == self.terms and not is_new:
+            self.report(f"{what}: finished already")
+            return before
+        self.report(f"{what}: evaluating")
+        train_s_before = None if before is None else before.cost.train_s
+        label, curve = _curve(run, recipe)
+        cell = Cell(
+            terms=self.terms,
+            recipe=directory.name,
+            seed=recipe.seed,
+            model=trained.model,
+            num_epochs=trained.num_epochs,
+            curve_label=label,
+            curve=curve,
+            cost=self._cost(run, trained.wall_s if is_new else train_s_before),
+            evaluation=self._evaluate(run, two_stage=recipe.seed == self.terms.seed),
+        )
+        with atomic_file(file) as unfinished:
+            unfinished.write_text(cell.model_dump_json() + "\n", encoding="utf8")
+        return cell
+
+    def baselines(self) -> EvaluationResult:
+        """Returns the evaluation of Popularity and Random."""
+        return self._evaluate(None, two_stage=False)
+
+    def _evaluate(self, run: Path | None, *, two_stage: bool) -> EvaluationResult:
+        return evaluate(
+            [] if run is None else [run],
+            self.prepared,
+            self.terms.evaluate,
+            self.executor,
+            seed=self.terms.seed,
+            split=self.terms.split,
+            two_stage=two_stage,
+            baselines=run is None,
+            num_resamples=self.terms.num_resamples,
+            report=self.report,
+        )
+
+    def _cost(self, run: Path, train_s: float | None) -> Cost:
+        measure = MeasureRequests(run / MODEL, self.prepared)
+        (requests,) = self.executor.map(measure, 1, stage=f"measuring requests to {run}")
+        size = sum(path.stat().st_size for path in (run / MODEL).rglob("*") if path.is_file())
+        return Cost(
+            train_s=train_s, model_mb=size / 1e6, request_ms=requests.request_ms, fold_in_ms=requests.fold_in_ms
+        )
+
+
+def _read_cell(file: Path) -> Cell | None:
+    """Returns a finished cell; None: there is none, or it cannot be read and is made again."""
+    try:
+        return Cell.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _curve(run: Path, recipe: Recipe) -> tuple[str, tuple[CurvePoint, ...]]:
+    """Returns the deciding metric, and the points of a model that was trained by epochs."""
+    metric, points, seconds = deciding_metric(recipe.train), [], 0.0
+    if (run / LAST).is_dir():
+        for record in read_progress(run / LAST).records:
+            seconds += record.train_s + record.validate_s
+            if metric.label in record.metrics:
+                points.append(CurvePoint(epoch=record.epoch, seconds=seconds, value=record.metrics[metric.label]))
+    return metric.label, tuple(points)
+
+
+def _write(output: Path, comparison: Comparison, report: Reporter) -> None:
+    for name, content in (
+        (COMPARISON, comparison.model_dump_json(indent=1) + "\n"),
+        (MARKDOWN, markdown(comparison)),
+    ):
+        with atomic_file(output / name) as unfinished:
+            unfinished.write_text(content, encoding="utf8")
+    try:
+        write_html(comparison, output / REPORT)
+    except InputError as error:  # plots are not possible here
+        report(f"no {REPORT}: {error}")

@@ -1,0 +1,24 @@
+"""Locks on local files that end with their holder: released when it is collected or its process dies."""
+
+import fcntl
+import os
+import weakref
+from pathlib import Path
+
+
+class Hold:
+    """A lock on a file, shared by those who read beside it; released when it is collected or its process dies."""
+
+    def __init__(self, path: Path, kind: int = fcntl.LOCK_SH) -> None:
+        """Takes the lock.
+
+        Raises:
+            OSError: There is no such file, or somebody holds a lock that excludes this one.
+        """
+        descriptor = os.open(path, os.O_RDONLY)
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise

@@ -1,0 +1,1 @@
+"""Experiment trackers: a run's recipe and metrics in TensorBoard and MLflow."""
