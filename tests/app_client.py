@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.live import LiveBundle
@@ -16,7 +17,7 @@ from ray_recsys.serving.stages import LocalStages
 
 def local_api(registry: Path, limits: ServeRecipe | None = None) -> Api:
     """Returns the API of a registry's live bundle with both stages in this process."""
-    cache = BundleCache(registry)
+    cache = BundleCache(registry, Recommender)
     stages = LocalStages(cache)
     return Api(LiveBundle(cache, stages), stages, limits or ServeRecipe(), max_calls=1)
 

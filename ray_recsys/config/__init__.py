@@ -2,6 +2,7 @@
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
 from ray_recsys.config.models import (
+    BranchRecipe,
     EASERecipe,
     GMFRecipe,
     HistoryWeightsRecipe,
@@ -13,6 +14,7 @@ from ray_recsys.config.models import (
     ModelRecipe,
     NeuMFRecipe,
     PopularityRecipe,
+    PretrainRecipe,
     SimilarityRecipe,
     UserKNNRecipe,
     num_recent_items,
@@ -23,6 +25,7 @@ from ray_recsys.config.tracking import TrackRecipe
 from ray_recsys.config.training import ClusterRecipe, FeedRecipe, TrainRecipe, TuneRecipe
 
 __all__ = [
+    "BranchRecipe",
     "BundleRecipe",
     "ClusterRecipe",
     "DropRule",
@@ -42,6 +45,7 @@ __all__ = [
     "NeuMFRecipe",
     "PopularityRecipe",
     "PrepareRecipe",
+    "PretrainRecipe",
     "Recipe",
     "ServeRecipe",
     "SimilarityRecipe",

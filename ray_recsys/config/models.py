@@ -1,11 +1,12 @@
 """The `[model]` section of a recipe: one class per model, told apart by `name`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ray_recsys.config.section import Fraction, Section
 from ray_recsys.config.space import Choice, Distribution, LogUniform, Uniform
+from ray_recsys.config.training import FeedRecipe, TrainRecipe
 
 _WIDTH_AND_RATE: dict[str, Distribution] = {
     "model.embedding_dim": Choice(choice=(8, 16, 32, 64)),
@@ -170,6 +171,38 @@ class MLPRecipe(MLPBranchRecipe):
     name: Literal["mlp"] = "mlp"
 
 
+class BranchRecipe(Section):
+    """How a branch of NeuMF is trained by itself."""
+
+    feed: FeedRecipe = FeedRecipe()
+    train: TrainRecipe = TrainRecipe()
+
+    @model_validator(mode="after")
+    def _no_refit(self) -> Self:
+        if self.train.refit:
+            raise ValueError("refit is the recipe's own train.refit: with it, the branches are trained again as well")
+        return self
+
+
+class PretrainRecipe(Section):
+    """Branches of NeuMF that are trained by themselves before the whole (He et al. 2017, section 3.4.1)."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the GMF branch in the fused logit, alpha x GMF + (1 - alpha) x MLP; only if both are trained first."""
+    gmf_model: Literal["gmf", "mf"] = "gmf"
+    """What the GMF branch is trained as: GMF with its output weights, as in the paper, or plain MF."""
+    gmf: BranchRecipe | None = BranchRecipe()
+    """None: this branch starts from scratch."""
+    mlp: BranchRecipe | None = BranchRecipe()
+    """None: this branch starts from scratch."""
+
+    @model_validator(mode="after")
+    def _has_a_branch(self) -> Self:
+        if self.gmf is None and self.mlp is None:
+            raise ValueError("neither gmf nor mlp is trained first; leave pretrain out")
+        return self
+
+
 class NeuMFRecipe(MLPBranchRecipe):
     """NeuMF (He et al. 2017)."""
 
@@ -185,6 +218,8 @@ class NeuMFRecipe(MLPBranchRecipe):
     paper."""
     recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
     """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
+    pretrain: PretrainRecipe | None = None
+    """Trains the branches first; None: NeuMF is trained from scratch."""
 
     @property
     def gmf_dim(self) -> int:

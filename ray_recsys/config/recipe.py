@@ -51,6 +51,12 @@ class Recipe(Section):
             )
         if self.model.name == "lightgcn" and self.train.objective == "explicit":
             raise ValueError("train.objective = 'explicit': model.name = 'lightgcn' ranks, it does not predict ratings")
+        if isinstance(self.model, NeuMFRecipe) and (pretrain := self.model.pretrain) is not None:
+            objectives = {branch.train.objective for branch in (pretrain.gmf, pretrain.mlp) if branch is not None}
+            if objectives != {self.train.objective}:
+                raise ValueError(
+                    f"train.objective = {self.train.objective!r}, but a branch in model.pretrain has another one"
+                )
         needs_ratings = {
             "train.objective = 'explicit'": self.train.objective == "explicit",
             "prepare.min_rating": self.prepare.min_rating is not None,

@@ -31,6 +31,13 @@ class BundleRecipe(Section):
     """Required part of the live version's `gate_metric`, where both were measured on the same data; 0: no gate."""
     gate_metric: str = "NDCG@10"
     """Validation metric that the gate compares."""
+    max_exact_values: int = Field(default=1 << 21, ge=0)
+    """Recall and similar items compare with every item up to this many values (items x width): 2 M are searched in a
+    millisecond. Above it they use lists of an inverted file."""
+    min_recall: float = Field(default=0.95, gt=0, le=1)
+    """Part of the exact candidates that lists must find, on average over users; otherwise the search stays exact."""
+    tuned_candidates: PositiveInt = 200
+    """Number of candidates that `min_recall` is about."""
 
 
 class ServeRecipe(Section):

@@ -18,7 +18,9 @@ import ray.train.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.config import ClusterRecipe, Recipe
+from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.models.contract import GradientModel
+from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import (
@@ -57,11 +59,16 @@ class WorkerArgs(BaseModel):
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
     """What training begins with where there is no checkpoint."""
+    branch: Branch | None = None
+    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    branches: dict[Branch, Path] = {}
+    """Directories of the trained branches that the whole model begins with."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage."""
-        return "train" if self.refit_epochs is None else "refit"
+        """What names this training's part of Ray's storage; no name begins another."""
+        kind = "train" if self.refit_epochs is None else "refit"
+        return kind if self.branch is None else f"{self.branch}-{kind}"
 
     def checkpoint_roots(self) -> list[Path]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
@@ -83,11 +90,9 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    spec = MODELS[args.recipe.model.name]
-    assert spec.build is not None
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
     trainer = Trainer(
-        spec.build(prepared, args.recipe),
+        _initial_model(prepared, args),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
@@ -107,6 +112,21 @@ def train_worker(config: dict[str, Any]) -> Any:
         finally:
             feed.close()
     return None
+
+
+def _initial_model(prepared: PreparedSet, args: WorkerArgs) -> GradientModel:
+    """Returns the model with its initial weights: drawn, or of the branches that were trained first."""
+    recipe = args.recipe
+    build = MODELS[recipe.model.name].build
+    assert build is not None
+    model = build(prepared, recipe)
+    if args.branches:
+        assert isinstance(recipe.model, NeuMFRecipe)
+        assert recipe.model.pretrain is not None
+        recipes = branch_recipes(recipe)
+        trained = {branch: read_branch(prepared, recipes[branch], path) for branch, path in args.branches.items()}
+        fuse(model, trained, recipe.model.pretrain)
+    return model
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
@@ -163,7 +183,7 @@ class _Reporter:
         """Reports an epoch."""
         self.checkpoint()
         if self.rank == 0:
-            if self.args.refit_epochs is None:
+            if self.args.stage == "train":
                 write_curves(self.args.run / CURVES, self.trainer.progress.records)
             self.progress.send(self._event(record))
 

@@ -4,27 +4,19 @@ The run's directory always has what is needed to resume: a lost worker is replac
 a lost driver `resume` continues. What a worker does is in `train_worker`.
 """
 
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
-import ray.train
-import ray.train.torch
-from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.fusion import Branch, branch_recipes
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
-from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress
+from ray_recsys.core.training.checkpoint import read_progress
 from ray_recsys.core.training.curves import write_curves, write_plot
 from ray_recsys.core.training.run import (
     CURVES,
@@ -48,16 +40,11 @@ from ray_recsys.core.training.trainer import Progress
 from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.core.workflows.fit import fit
 from ray_recsys.core.workflows.trained_model import TrainedModel
-from ray_recsys.distributed.progress_channel import progress_channel
 from ray_recsys.distributed.resources import require_workers
-from ray_recsys.distributed.train_errors import explain_failure
-from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
-from ray_recsys.errors import RecsysError, StageError
+from ray_recsys.distributed.train_stage import run_stage
+from ray_recsys.distributed.train_worker import WorkerArgs
 from ray_recsys.progress import Reporter, Warned, silent
 from ray_recsys.trackers.tracker import tracked
-
-_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # read by Ray's controller
-_START_ATTEMPTS = 2
 
 
 def train(
@@ -120,7 +107,8 @@ def refit(
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
         return _fit_tracked(prepared, output, recipe, executor, resume=False, report=report)
-    chosen, start = read_progress(run.path / LAST), run.manifest.warm_start
+    chosen = _Chosen(read_progress(run.path / LAST), run.manifest.branch_epochs)
+    start = run.manifest.warm_start
     return train_by_gradient(
         prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
     )
@@ -145,7 +133,7 @@ def train_by_gradient(
     resume: bool,
     report: Reporter,
     warm_start: WarmStart | None = None,
-    chosen: Progress | None = None,
+    chosen: "_Chosen | None" = None,
 ) -> TrainResult:
     """Trains until early stopping or the last epoch; see `train`.
 
@@ -156,7 +144,7 @@ def train_by_gradient(
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
         warm_start: What a new run begins with.
-        chosen: Progress of a training that has chosen the number of epochs; only the refit is left to do.
+        chosen: What a training has chosen; only the refit is left to do.
     """
     start_s = time.perf_counter()
     check_refit(prepared, recipe)
@@ -187,103 +175,62 @@ def train_by_gradient(
     return TrainResult.of(output, manifest, start_s)
 
 
-def _train_and_export(args: WorkerArgs, chosen: Progress | None, report: Reporter) -> RunManifest:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What a training on the training part alone came to; a refit repeats it with the same numbers of epochs."""
+
+    progress: Progress
+    branch_epochs: Mapping[str, int]
+    """Best epoch of each branch that was trained by itself first."""
+
+
+def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> RunManifest:
     """Trains, and refits if the recipe says so; makes a finished run of the result."""
-    recipe, output = args.recipe, args.run
     if chosen is None:
-        checkpoint = _fit(args, report)
-        progress = read_progress(checkpoint)
-        best = ", ".join(f"{name} {value:.4f}" for name, value in progress.best_metrics.items()) or "no validation"
-        report(f"{progress.num_epochs} epochs, best {progress.best_epoch}: {best}")
-    else:
-        progress = chosen
-    if recipe.train.refit:
-        report(f"refitting on everything for {progress.best_epoch} epochs, held-out interactions included")
-        checkpoint = _fit(args.model_copy(update={"refit_epochs": progress.best_epoch}), report)
-    return _export(checkpoint, progress, output, is_refit=recipe.train.refit)
+        checkpoint, chosen = _train_stages(args, None, report)
+    if args.recipe.train.refit:
+        epochs = chosen.progress.best_epoch
+        report(f"refitting on everything for {epochs} epochs, held-out interactions included")
+        checkpoint, _ = _train_stages(args, chosen, report)
+    return _export(checkpoint, chosen, args.run, is_refit=args.recipe.train.refit)
 
 
-_V2: Any = ray.train
-"""Ray replaces its classes by those of Train V2 when it is imported; a type checker sees the old ones."""
+def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Path, _Chosen]:
+    """Trains the branches that the recipe wants trained first, then the whole model.
 
+    A warm start begins with a whole model: then no branch is trained.
 
-class _Trainer(ray.train.torch.TorchTrainer):
-    """Ray's trainer without two processes of which nothing here has use, and for which its workers would wait.
+    Args:
+        args: Of the whole model.
+        chosen: Numbers of epochs for a refit on everything; None: validation chooses them.
+        report: Progress.
 
-    One would split Train's own datasets. The other would remove the placement group of a lost controller, which Ray
-    does anyway when the driver ends.
+    Returns:
+        The last checkpoint of the whole model, and what was chosen.
     """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        default: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2
-        return [callback for callback in default if not isinstance(callback, unused)]
-
-
-def _fit(args: WorkerArgs, report: Reporter) -> Path:
-    """Runs Ray Train to the end; returns the last checkpoint, whose every file was checked.
-
-    Each attempt has a storage of its own: what a killed one was writing is never read as Ray's own state.
-    """
-    cluster = args.recipe.cluster
-    report(f"starting {cluster.num_workers} workers")
-    get_or_create_autoscaling_coordinator()  # starts while the controller does, which would start it and wait
-    with progress_channel(report) as progress, _start_timeout(cluster):
-        trainer = _Trainer(
-            train_worker,
-            train_loop_config={"args": args.model_dump(), "progress": progress},
-            scaling_config=_V2.ScalingConfig(
-                num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
-                use_gpu=cluster.use_gpu,
-                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"{args.stage}-{len(args.checkpoint_roots()) + 1:04d}",
-                storage_path=str(args.run / RAY_STORAGE),
-                failure_config=_V2.FailureConfig(
-                    max_failures=cluster.max_failures,
-                    controller_failure_limit=-1 if cluster.wait_for_nodes else _START_ATTEMPTS - 1,
-                ),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise explain_failure(error, args.recipe.cluster, args.run) from error
-    outcome = getattr(result, "return_value", None)
-    if isinstance(outcome, RecsysError):
-        raise outcome
-    checkpoint, damaged = newest_checkpoint(args.checkpoint_roots())
-    if damaged:
-        raise StageError(f"training is done, but {damaged[0].message}", remedy="repeat the rest with --resume")
-    assert checkpoint is not None
-    return checkpoint
+    recipes = branch_recipes(args.recipe) if args.warm_start is None else {}
+    branches: dict[Branch, Path] = {}
+    branch_epochs: dict[str, int] = {}
+    for branch, recipe in recipes.items():
+        refit_epochs = None if chosen is None else chosen.branch_epochs[branch]
+        report(f"pre-training the {branch.upper()} branch")
+        stage = args.model_copy(update={"recipe": recipe, "branch": branch, "refit_epochs": refit_epochs})
+        checkpoint = run_stage(stage, report)
+        branches[branch], branch_epochs[branch] = checkpoint / checkpoints.BEST, read_progress(checkpoint).best_epoch
+    if branches:
+        report(f"training NeuMF from its pre-trained {' and '.join(branch.upper() for branch in branches)}")
+    refit_epochs = None if chosen is None else chosen.progress.best_epoch
+    checkpoint = run_stage(args.model_copy(update={"branches": branches, "refit_epochs": refit_epochs}), report)
+    return checkpoint, _Chosen(read_progress(checkpoint), branch_epochs)
 
 
-@contextmanager
-def _start_timeout(cluster: ClusterRecipe) -> Iterator[None]:
-    """Makes Ray's controller give each attempt to start workers its share of the recipe's timeout.
-
-    The first attempt after a loss may still count the lost node and so wait in vain.
-    """
-    before = os.environ.get(_START_TIMEOUT)
-    os.environ[_START_TIMEOUT] = str(cluster.start_timeout_s / _START_ATTEMPTS)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_START_TIMEOUT]
-        else:
-            os.environ[_START_TIMEOUT] = before
-
-
-def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: bool) -> RunManifest:
+def _export(checkpoint: Path, chosen: _Chosen, output: Path, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
     for name in (MODEL, LAST):
         shutil.rmtree(output / name, ignore_errors=True)
     shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
     shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
+    progress = chosen.progress
     write_curves(output / CURVES, progress.records)
     write_plot(output / CURVES_PLOT, progress.records)
     manifest = finish_run(
@@ -292,6 +239,7 @@ def _export(checkpoint: Path, progress: Progress, output: Path, *, is_refit: boo
         best_epoch=progress.best_epoch,
         metrics=progress.best_metrics,
         refit=is_refit,
+        branch_epochs=chosen.branch_epochs,
     )
     shutil.rmtree(output / RAY_STORAGE)
     return manifest

@@ -22,6 +22,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, with_values
 from ray_recsys.config.space import Choice, Distribution, Uniform
 from ray_recsys.core.executor import SerialExecutor
+from ray_recsys.core.models.fusion import branch_recipes
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.window_readers import local_feed
@@ -169,6 +170,11 @@ def search_space(recipe: Recipe) -> dict[str, Distribution]:
     space = recipe.tune.space or recipe.model.default_space
     if not space:
         raise RecipeError(f"model {recipe.model.name!r} has nothing to search", remedy="name keys under [tune.space]")
+    if branch_recipes(recipe):
+        raise RecipeError(
+            "tune does not pre-train NeuMF's branches (model.pretrain)",
+            remedy="tune a branch as a model by itself, e.g. --set model.name=mf, and NeuMF without model.pretrain",
+        )
     for key, distribution in space.items():
         for value in distribution.bounds():
             with_values(recipe, {key: value})

@@ -3,44 +3,55 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.core.recommending.guard import check_bundle
-from ray_recsys.core.recommending.recommender import Recommender
+from ray_recsys.core.recommending.guard import Stage, check_answers, check_bundle, read_smoke
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import InputError, RegistryError
 from ray_recsys.storage.locks import Hold
 
 NUM_KEPT = 2  # the live version, and the previous one for requests in flight
+S = TypeVar("S", bound=Stage | None)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Opened:
+class _Opened(Generic[S]):
     bundle: Bundle
+    stage: S
     hold: Hold
     """Keeps the version from being pruned."""
-    recommender: Recommender | None = None
-    """Built on first use: an ingress whose stages run elsewhere needs no model."""
+
+
+def no_stage(_: Bundle) -> None:
+    """Builds nothing: for an ingress whose stages run elsewhere."""
 
 
 def usable_version(registry: Path) -> str:
     """Returns the version that a server of this registry starts with; see `BundleCache.open_usable`."""
-    return BundleCache(registry).open_usable().version
+    return BundleCache(registry, no_stage).open_usable().version
 
 
-class BundleCache:
-    """Opens the versions of a registry and keeps the two used last.
+class BundleCache(Generic[S]):
+    """Opens the versions of a registry and keeps the ones used last.
 
+    A bundle is checked as a whole by the first process of a node that opens it, and the stages of this process by each.
     Belongs to one event loop, which stays free while a version is read in a thread.
+
+    Args:
+        registry: Directory of bundles.
+        build: Makes what this process computes with: both stages, one, or none.
+        num_kept: Versions that stay open.
     """
 
-    def __init__(self, registry: Path) -> None:
-        self._registry = Registry(registry)
-        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+    def __init__(self, registry: Path, build: Callable[[Bundle], S], *, num_kept: int = NUM_KEPT) -> None:
+        self._registry, self._build, self._num_kept = Registry(registry), build, num_kept
+        self._opened: OrderedDict[str, _Opened[S]] = OrderedDict()
         self._opening = asyncio.Lock()
         self.refusal: str | None = None
         """Why the bundle that was live at the start is not served."""
@@ -65,61 +76,44 @@ class BundleCache:
         """
         return self._usable().bundle
 
-    def load_usable(self) -> Recommender:
-        """Returns the recommender of the same bundle; see `open_usable`."""
-        recommender = self._usable().recommender
-        assert recommender is not None
-        return recommender
-
-    def unload(self, version: str) -> None:
-        """Forgets a version's models: an ingress checks them once and leaves them to its stages."""
-        if version in self._opened:
-            self._opened[version].recommender = None
+    def load_usable(self) -> S:
+        """Returns what computes answers of the same bundle; see `open_usable`."""
+        return self._usable().stage
 
     async def bundle(self, version: str) -> Bundle:
         """Returns the bundle of a version.
 
         Raises:
             RegistryError: The registry does not have it.
-            ArtifactError: It is damaged.
+            ArtifactError: It is damaged or was refused.
         """
         return (await self._of(version)).bundle
 
-    async def recommender(self, version: str) -> Recommender:
-        """Returns the recommender of a version, checked and warm when it is first asked for; see `bundle`."""
-        opened = await self._of(version)
-        if opened.recommender is None:
-            async with self._opening:
-                if opened.recommender is None:
-                    opened.recommender = await self._checked(opened.bundle)
-        return opened.recommender
+    async def stage(self, version: str) -> S:
+        """Returns what computes answers of a version, checked and warm when it is first asked for; see `bundle`."""
+        return (await self._of(version)).stage
 
-    async def _checked(self, bundle: Bundle) -> Recommender:
-        try:
-            return await asyncio.to_thread(check_bundle, bundle)
-        except BaseException:
-            self._opened.pop(bundle.version, None)  # its files are read again at the next attempt
-            raise
-
-    async def _of(self, version: str) -> _Opened:
-        if version not in self._opened:
+    async def _of(self, version: str) -> _Opened[S]:
+        opened = self._opened.get(version)
+        if opened is None:
             async with self._opening:
                 if version not in self._opened:
                     self._keep(version, await asyncio.to_thread(self._open, version))
+            opened = self._opened[version]
         self._opened.move_to_end(version)
-        return self._opened[version]
+        return opened
 
-    def _usable(self) -> _Opened:
+    def _usable(self) -> _Opened[S]:
         try:
-            return self._loaded(self.current())
+            return self._load(self.current())
         except (InputError, OSError, UnicodeDecodeError) as error:
             return self._fallback(error)
 
-    def _fallback(self, error: Exception) -> _Opened:
+    def _fallback(self, error: Exception) -> _Opened[S]:
         self.refusal = f"{type(error).__name__}: {error}"
         for version in self._registry.good():
             try:
-                opened = self._loaded(version)
+                opened = self._load(version)
             except (InputError, OSError) as also:
                 logger.error("%s cannot be served either: %s", version, also)
                 continue
@@ -129,18 +123,22 @@ class BundleCache:
             raise error
         raise RegistryError(f"{self._registry.path}: CURRENT cannot be read ({error})") from error
 
-    def _loaded(self, version: str) -> _Opened:
-        opened = self._opened.get(version) or self._open(version)
-        opened.recommender = opened.recommender or check_bundle(opened.bundle)
-        self._keep(version, opened)
-        return opened
+    def _load(self, version: str) -> _Opened[S]:
+        if version not in self._opened:
+            self._keep(version, self._open(version))
+        return self._opened[version]
 
-    def _open(self, version: str) -> _Opened:
+    def _open(self, version: str) -> _Opened[S]:
         hold = self._registry.hold(version)
-        return _Opened(self._registry.open(version), hold)
+        bundle = self._registry.open(version)
+        check_bundle(bundle)
+        stage = self._build(bundle)
+        if stage is not None:
+            check_answers(stage, read_smoke(bundle))
+        return _Opened(bundle, stage, hold)
 
-    def _keep(self, version: str, opened: _Opened) -> None:
+    def _keep(self, version: str, opened: _Opened[S]) -> None:
         self._opened[version] = opened
         self._opened.move_to_end(version)
-        while len(self._opened) > NUM_KEPT:
+        while len(self._opened) > self._num_kept:
             self._opened.popitem(last=False)[1].hold.release()

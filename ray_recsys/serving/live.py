@@ -7,6 +7,7 @@ serving and the new one is retried with exponential backoff: a damaged file may 
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.errors import RegistryError
@@ -31,7 +32,7 @@ class SwapFailure:
 class LiveBundle:
     """Holds the bundle that answers new requests; a request in flight keeps the one it started with."""
 
-    def __init__(self, cache: BundleCache, stages: Stages, *, poll_s: float = POLL_S) -> None:
+    def __init__(self, cache: BundleCache[Any], stages: Stages, *, poll_s: float = POLL_S) -> None:
         """Opens the live bundle, or the last good one if it cannot be served.
 
         Raises:

@@ -194,7 +194,7 @@ class SwapProblem(_Schema):
 
     version: str | None = Field(examples=["20261124T050102Z-1f0c9a3e"])
     """The version that was refused; null if CURRENT cannot be read."""
-    reason: str = Field(examples=["IntegrityError: index.faiss: the sha256 differs"])
+    reason: str = Field(examples=["IntegrityError: recall_vectors.npy: the sha256 differs"])
 
 
 class BundleResponse(BundleManifest):

@@ -36,7 +36,7 @@ def test_every_file_of_a_bundle_is_checked_and_named(tmp_path: Path, prepared: P
     make_bundle(tmp_path / "bundle", prepared)
     files = [path for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
     names = sorted(str(path.relative_to(tmp_path / "bundle")) for path in files)
-    assert "index.faiss" in names
+    assert "recall_vectors.npy" in names
     for name in names:
         path = tmp_path / "bundle" / name
         before = path.read_bytes()
@@ -78,8 +78,8 @@ def test_a_damaged_bundle_does_not_become_live(tmp_path: Path, prepared: Prepare
     with registry.staging() as staging:
         assert not killed.exists()  # what a killed publisher left
         make_bundle(staging / "bundle", prepared, seed=2)
-        (staging / "bundle" / "index.faiss").write_bytes(b"damaged")
-        with pytest.raises(IntegrityError, match=r"index\.faiss"):
+        (staging / "bundle" / "recall_vectors.npy").write_bytes(b"damaged")
+        with pytest.raises(IntegrityError, match=r"recall_vectors\.npy"):
             registry.publish(staging / "bundle")
     assert registry.current() == live
     assert registry.versions() == [live]

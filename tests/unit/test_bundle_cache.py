@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.registry import CURRENT, Registry
 from ray_recsys.errors import ArtifactError, RegistryError
 from ray_recsys.serving.bundles import BundleCache
@@ -49,7 +49,7 @@ def _run(body: Coroutine[Any, Any, None]) -> None:
 
 
 def test_the_live_bundle_and_the_local_stages_share_one_bundle(registry: Registry, opened: list[str]) -> None:
-    cache = BundleCache(registry.path)
+    cache = BundleCache(registry.path, Recommender)
     stages = LocalStages(cache)
     live = LiveBundle(cache, stages, poll_s=0.01)
     last = registry.current()
@@ -63,7 +63,7 @@ def test_the_live_bundle_and_the_local_stages_share_one_bundle(registry: Registr
         following.cancel()
         (answer,) = await stages.answer(first, [Query(user_idx=3)])
         assert answer.recommendations.source == "two-stage"
-        assert (await cache.recommender(first)).bundle is live.bundle
+        assert (await cache.stage(first)).bundle is live.bundle
 
     _run(swap())
     assert opened == [last, first]
@@ -73,7 +73,7 @@ def test_the_two_versions_used_last_are_kept(registry: Registry, opened: list[st
     first, second, last = registry.versions()
 
     async def ask() -> None:
-        cache = BundleCache(registry.path)
+        cache = BundleCache(registry.path, Recommender)
         for version in (first, second, first, last, first, second):
             assert (await cache.bundle(version)).version == version
 
@@ -85,9 +85,9 @@ def test_requests_for_one_version_open_it_once(registry: Registry, opened: list[
     version = registry.current()
 
     async def ask() -> None:
-        cache = BundleCache(registry.path)
+        cache = BundleCache(registry.path, Recommender)
         bundles = await asyncio.gather(*(cache.bundle(version) for _ in range(5)))
-        recommenders = await asyncio.gather(*(cache.recommender(version) for _ in range(5)))
+        recommenders = await asyncio.gather(*(cache.stage(version) for _ in range(5)))
         assert {id(one) for one in bundles} == {id(bundles[0])}
         assert {id(one) for one in recommenders} == {id(recommenders[0])}
 
@@ -106,7 +106,7 @@ def test_the_event_loop_is_free_while_a_version_is_opened(registry: Registry, mo
     monkeypatch.setattr(Bundle, "open", slow)
 
     async def ask() -> None:
-        opening = asyncio.create_task(BundleCache(registry.path).bundle(registry.current()))
+        opening = asyncio.create_task(BundleCache(registry.path, Recommender).bundle(registry.current()))
         await asyncio.sleep(0.05)
         assert not opening.done()
         released.set()
@@ -122,18 +122,18 @@ def test_a_damaged_version_is_checked_again_at_the_next_request(registry: Regist
     change_a_byte(damaged)
 
     async def ask() -> None:
-        cache = BundleCache(registry.path)
+        cache = BundleCache(registry.path, Recommender)
         with pytest.raises(ArtifactError, match=r"seen_items\.npy"):
-            await cache.recommender(version)
+            await cache.stage(version)
         damaged.write_bytes(content)
-        assert (await cache.recommender(version)).bundle.version == version
+        assert (await cache.stage(version)).bundle.version == version
 
     _run(ask())
     assert opened == [version, version]
 
 
 def test_without_a_live_bundle_nothing_is_opened(tmp_path: Path) -> None:
-    cache = BundleCache(tmp_path / "empty")
+    cache = BundleCache(tmp_path / "empty", Recommender)
     for call in (cache.current, cache.open_usable, cache.load_usable):
         with pytest.raises(RegistryError, match="no live bundle"):
             call()

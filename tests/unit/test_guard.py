@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from ray_recsys.core.artifact import digest_file, write_manifest
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending import guard
 from ray_recsys.core.recommending.bundle import KIND, SCHEMA_VERSION, Bundle
+from ray_recsys.core.recommending.candidate_index import VECTORS
 from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.core.recommending.registry import CURRENT, LAST_GOOD, Registry
 from ray_recsys.errors import BundleRefusedError, InputError, IntegrityError, RegistryError
@@ -41,27 +41,18 @@ def sign_again(path: Path) -> None:
 
 
 def _two_item_index(path: Path) -> None:
-    index = faiss.read_index(str(path / "index.faiss"))
-    small = faiss.IndexFlatIP(index.d)
-    small.add(index.reconstruct_n(0, 2))
-    faiss.write_index(small, str(path / "index.faiss"))
+    np.save(path / VECTORS, np.load(path / VECTORS)[:2])
 
 
 def _nan_index(path: Path) -> None:
-    index = faiss.read_index(str(path / "index.faiss"))
-    vectors = index.reconstruct_n(0, index.ntotal)
+    vectors = np.load(path / VECTORS)
     vectors[3] = np.nan
-    other = faiss.IndexFlatIP(index.d)
-    other.add(vectors)
-    faiss.write_index(other, str(path / "index.faiss"))
+    np.save(path / VECTORS, vectors)
 
 
 def _shuffled_index(path: Path) -> None:
     """Finite and of the right size, but the vectors belong to other items: only the answers show it."""
-    index = faiss.read_index(str(path / "index.faiss"))
-    other = faiss.IndexFlatIP(index.d)
-    other.add(-index.reconstruct_n(0, index.ntotal))
-    faiss.write_index(other, str(path / "index.faiss"))
+    np.save(path / VECTORS, -np.load(path / VECTORS))
 
 
 def _nan_weight(path: Path) -> None:
@@ -87,10 +78,10 @@ def _far_seen_item(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "two-item index": (_two_item_index, r"index\.faiss has 2 items, the catalogue 40"),
-    "NaN in the index": (_nan_index, r"index\.faiss: row 3 has a value that is not finite"),
+    "two-item index": (_two_item_index, r"recall_vectors\.npy has 2 items, the catalogue 40"),
+    "NaN in the index": (_nan_index, r"recall_vectors\.npy: row 3 has a value that is not finite"),
     "vectors of other items": (_shuffled_index, r"smoke query 0 \(user 0\) got two-stage items"),
-    "NaN weight": (_nan_weight, r"model/.*safetensors, .* not finite"),
+    "NaN weight": (_nan_weight, r"model, item_rows: row 0 .* not finite"),
     "neighbour out of range": (_far_neighbour, r"neighbours have indices .*\.\.40, of 40 items"),
     "seen item out of range": (_far_seen_item, r"seen items have indices -1\.\."),
 }
@@ -118,12 +109,14 @@ def test_the_smoke_queries_are_of_every_kind_and_their_answers_are_the_recommend
     tmp_path: Path, prepared: PreparedSet
 ) -> None:
     make_bundle(tmp_path / "bundle", prepared)
-    recommender = guard.check_bundle(Bundle.open(tmp_path / "bundle"))
+    guard.check_bundle(Bundle.open(tmp_path / "bundle"))
+    recommender = Recommender(Bundle.open(tmp_path / "bundle"))
     smoke = guard.read_smoke(recommender.bundle)
     assert {one.source for one in smoke} == {"two-stage", "fold-in", "popular"}
     for one in smoke:
         answer = recommender.recommend(one.query)
         assert answer.item_idx.tolist() == list(one.item_idx)
+        assert recommender.recall(one.query).item_idx.tolist() == list(one.candidates)
 
 
 def test_rounding_and_ties_pass_the_smoke_queries_and_other_scores_do_not(
@@ -150,7 +143,7 @@ def test_rounding_and_ties_pass_the_smoke_queries_and_other_scores_do_not(
 def _damage_live(registry: Registry, kind: str) -> None:
     path = registry.bundle_path(registry.current())
     if kind == "truncated file":
-        (path / "index.faiss").write_bytes(b"damaged")
+        (path / VECTORS).write_bytes(b"damaged")
     elif kind == "refused":
         _two_item_index(path)
         sign_again(path)
@@ -183,7 +176,7 @@ def test_where_no_version_can_be_served_a_start_says_why(tmp_path: Path, prepare
     registry = Registry(tmp_path / "registry")
     publish_bundle(registry.path, prepared)
     _damage_live(registry, "truncated file")
-    with pytest.raises(IntegrityError, match=r"index\.faiss"):
+    with pytest.raises(IntegrityError, match=r"recall_vectors\.npy"):
         usable_version(registry.path)
     (registry.path / CURRENT).write_bytes(b"\xff")
     (registry.path / LAST_GOOD).unlink()
@@ -196,7 +189,7 @@ def test_a_swap_to_a_refused_version_is_reported_until_a_good_one_comes(tmp_path
 
     registry = Registry(tmp_path / "registry")
     publish_bundle(registry.path, prepared, seed=1)
-    cache = BundleCache(registry.path)
+    cache = BundleCache(registry.path, Recommender)
     live = LiveBundle(cache, LocalStages(cache), poll_s=0.01)
     good = live.bundle.version
     bad = publish_bundle(registry.path, prepared, seed=2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_recsys.core.recommending.registry import CURRENT, Registry
-from ray_recsys.serving.bundles import BundleCache
+from ray_recsys.serving.bundles import BundleCache, no_stage
 from ray_recsys.serving.live import LiveBundle
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
@@ -63,7 +63,7 @@ async def _until(is_so: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("the actor died"), TimeoutError(), OSError(5, "Input/output error")])
 def test_a_load_that_fails_once_is_retried(registry: Registry, tmp_path: Path, error: Exception) -> None:
     stages = FakeStages(error)
-    live = LiveBundle(BundleCache(registry.path), stages, poll_s=POLL_S)
+    live = LiveBundle(BundleCache(registry.path, no_stage), stages, poll_s=POLL_S)
     version = _publish(registry, tmp_path)
     _following(live, lambda: _until(lambda: live.bundle.version == version))
     assert stages.loads == [version, version]
@@ -73,7 +73,7 @@ def test_a_load_that_always_fails_is_retried_with_backoff_and_logged_once(
     registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stages = FakeStages(*[TimeoutError("no answer")] * 100)
-    live = LiveBundle(BundleCache(registry.path), stages, poll_s=POLL_S)
+    live = LiveBundle(BundleCache(registry.path, no_stage), stages, poll_s=POLL_S)
     before = live.bundle.version
     version = _publish(registry, tmp_path)
     caplog.set_level(logging.ERROR)
@@ -84,7 +84,7 @@ def test_a_load_that_always_fails_is_retried_with_backoff_and_logged_once(
 
 
 def test_a_damaged_version_goes_live_once_it_is_repaired(registry: Registry, tmp_path: Path) -> None:
-    live = LiveBundle(BundleCache(registry.path), FakeStages(), poll_s=POLL_S)
+    live = LiveBundle(BundleCache(registry.path, no_stage), FakeStages(), poll_s=POLL_S)
     before = live.bundle.version
     version = _publish(registry, tmp_path)
     damaged = next(path for path in registry.bundle_path(version).rglob("*.safetensors"))
@@ -104,7 +104,7 @@ def test_a_damaged_version_goes_live_once_it_is_repaired(registry: Registry, tmp
 def test_a_lost_or_damaged_current_is_logged_once_and_read_again(
     registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
-    live = LiveBundle(BundleCache(registry.path), FakeStages(), poll_s=POLL_S)
+    live = LiveBundle(BundleCache(registry.path, no_stage), FakeStages(), poll_s=POLL_S)
     before = live.bundle.version
     current = registry.path / CURRENT
     if content is None:

@@ -150,3 +150,16 @@ def test_folded_in_history_scores_above_other_items_and_starts_from_a_trained_us
         gain = trained.scores(folded)[0] - before
         others = np.setdiff1d(np.arange(ITEMS), history)
         assert gain[history].mean() > gain[others].mean()
+
+
+def test_a_model_without_gmf_branch_is_trained_by_several_threads() -> None:
+    """Torch's `embedding_bag` fails on rows of width 0 if it has more than one thread."""
+    model = NeuMF(USERS, ITEMS, MLPRecipe(embedding_dim=D, mlp_layers=(4,)))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.autograd.backward(model(batch()))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert model.item_mlp.grad is not None
+    assert model.item_mlp.grad.abs().sum() > 0

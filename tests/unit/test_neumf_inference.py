@@ -37,12 +37,27 @@ def test_catalogue_lists_and_pairs_equal_the_network(monkeypatch: pytest.MonkeyP
         )
 
 
+@pytest.mark.parametrize("mlp_layers", [[6], [6, 5, 3]])
+@pytest.mark.parametrize("rows", [1, 4, 1024])
+def test_many_users_with_the_catalogue_equal_the_network(
+    monkeypatch: pytest.MonkeyPatch, mlp_layers: list[int], rows: int
+) -> None:
+    monkeypatch.setattr(neumf_inference, "_CATALOGUE_ROWS", rows)
+    network = make(mlp_layers=mlp_layers, dropout=0.3, init_std=1.0)
+    generator = torch.Generator().manual_seed(1)
+    for name, values in network.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(values, generator=generator)
+    model, expected = network.export(), logits(network)
+    np.testing.assert_allclose(model.scores(model.users(np.arange(USERS))), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_user_alone_is_scored_as_among_others() -> None:
     model = make().export()
     item_idx = np.random.default_rng(0).integers(0, ITEMS, (USERS, 9))
     users = model.users(np.arange(USERS))
     alone = [model.scores(users.take(np.array([u])), item_idx[u : u + 1]) for u in range(USERS)]
-    assert np.array_equal(model.scores(users, item_idx), np.concatenate(alone))
+    np.testing.assert_allclose(model.scores(users, item_idx), np.concatenate(alone), rtol=1e-5, atol=1e-6)
     nobody = model.users(np.zeros(0, np.int64))
     assert model.scores(nobody, item_idx[:0]).shape == (0, 9)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models import neighbours
-from ray_recsys.core.models.contract import DenseFactors, RecallSpace
+from ray_recsys.core.models.contract import DenseFactors
 from ray_recsys.core.models.neighbours import nearest_by_cosine
 from ray_recsys.core.models.popularity import Popularity
 from ray_recsys.core.recommending.bundle import Bundle
@@ -37,7 +37,7 @@ def test_recall_is_exact_with_ties_by_index(seed: int, num_items: int, num_candi
     excluded = np.flatnonzero(rng.random(num_items) < 0.3)
     scores = vectors @ user
     order = [i for i in np.lexsort((np.arange(num_items), -scores)) if i not in set(excluded.tolist())]
-    found = CandidateIndex.build(RecallSpace(vectors)).search(DenseFactors(user[None]), num_candidates, excluded)
+    found = CandidateIndex(vectors).search(DenseFactors(user[None]), num_candidates, excluded)
     assert found.tolist() == order[:num_candidates]
 
 
@@ -125,3 +125,21 @@ def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch, m
 
 def test_a_catalogue_of_one_item_has_no_neighbours() -> None:
     assert nearest_by_cosine(np.ones((1, 4), np.float32), 5, SerialExecutor()).item_idx.shape == (1, 0)
+
+
+def test_queries_that_come_together_get_the_answers_that_they_get_alone(recommender: Recommender) -> None:
+    history = np.array([3, 5], np.int32)
+    queries = [
+        Query(user_idx=4),
+        Query(),
+        Query(user_idx=9, k=3, num_candidates=5, exclude_seen=False),
+        Query(history=history),
+        Query(user_idx=2, allowed=np.arange(0, 40, 3, dtype=np.int32)),
+        Query(user_idx=7, history=history, k=40, num_candidates=40),
+    ]
+    together = recommender.reranker.rerank_all(queries, recommender.recaller.recall_all(queries))
+    for query, one in zip(queries, together, strict=True):
+        alone = recommender.recommend(query)
+        assert one.source == alone.source
+        assert one.item_idx.tolist() == alone.item_idx.tolist()
+        np.testing.assert_allclose(one.scores, alone.scores, rtol=1e-4, atol=1e-5)

@@ -47,8 +47,8 @@ def test_rollbacks_walk_back_through_the_good_versions(registry: Registry) -> No
 
 def test_a_damaged_version_is_not_rolled_back_to(registry: Registry) -> None:
     live, previous, *_ = registry.good()
-    (registry.bundle_path(previous) / "index.faiss").write_bytes(b"damaged")
-    with pytest.raises(ArtifactError, match=r"index\.faiss"):
+    (registry.bundle_path(previous) / "recall_vectors.npy").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"recall_vectors\.npy"):
         registry.rollback()
     assert registry.current() == live
 

@@ -30,7 +30,7 @@ def test_the_curve_equals_index_and_rerank_of_each_user(tmp_path: Path) -> None:
     result = TwoStageResult.of(sums)
     space = model.recall_space()
     assert space is not None
-    index = CandidateIndex.build(space)
+    index = CandidateIndex(space.item_vectors)
 
     def gain(items: np.ndarray, own: int) -> float:
         place = items.tolist().index(own) if own in items else 10

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from ray_recsys.errors import IntegrityError
 
@@ -46,14 +47,14 @@ def read_model_header(directory: Path) -> dict[str, Any]:
 
 
 def read_model_arrays(directory: Path) -> dict[str, npt.NDArray[Any]]:
-    """Returns the arrays of `model.safetensors`.
+    """Returns the arrays of `model.safetensors`, mapped into memory: processes share what none of them changes.
 
     Raises:
         IntegrityError: It is missing or damaged.
     """
     path = directory / ARRAYS
     try:
-        arrays: dict[str, npt.NDArray[Any]] = load_file(path)
+        tensors = load_file(path)  # torch's, because numpy's are copies
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    return arrays
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

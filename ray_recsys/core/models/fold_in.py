@@ -46,7 +46,7 @@ class ExampleDrawer:
     """
 
     def __init__(self, num_items: int) -> None:
-        self._drawn = np.random.default_rng(0).permutation(num_items)
+        self._drawn = np.random.default_rng(0).permutation(num_items).astype(np.int32)
 
     def examples(self, history: Int32s) -> Examples:
         """Returns the history's latest 500 items as positives, and up to 1,500 items outside of it as negatives."""

@@ -41,7 +41,7 @@ from ray_recsys.core.models.dropout import relu_and_drop
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
-from ray_recsys.core.models.neumf_inference import LATEST_ITEMS, TrainedNeuMF
+from ray_recsys.core.models.neumf_inference import ITEM_ROWS, LATEST_ITEMS, TrainedNeuMF
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.positives import ItemsBefore
 
@@ -272,6 +272,7 @@ def _read_latest_items(prepared: PreparedSet, length: int) -> Int32s:
 def load(header: Header, arrays: Arrays) -> TrainedNeuMF:
     """Reads a trained NeuMF back."""
     weights = {name: torch.from_numpy(values) for name, values in arrays.items() if name != LATEST_ITEMS}
+    item_rows = weights.pop(ITEM_ROWS, None)
     recipe = (MLPRecipe if header["name"] == "mlp" else NeuMFRecipe).model_validate(header["recipe"])
     with torch.device("meta"):
         network = NeuMF(int(header["num_users"]), int(header["num_items"]), recipe)
@@ -279,4 +280,4 @@ def load(header: Header, arrays: Arrays) -> TrainedNeuMF:
         network.recent = _recent_items(network.num_items, recipe)  # its buffer is not in the file
         network.latest_items = arrays[LATEST_ITEMS]
     network.load_state_dict(weights, assign=True)
-    return TrainedNeuMF(network)
+    return TrainedNeuMF(network, item_rows)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _BLOCK_VALUES = 512 * 1024
 _CATALOGUE_ROWS = 1024  # items of a block where many users are scored: the fastest of 256 to 3,706 (0.5 MB of layer 1)
 LATEST_ITEMS = "latest_items"
-"""Array of the model's file that is no weight."""
+ITEM_ROWS = "item_rows"
+"""Arrays of the model's file that are no weights; the rows are there so that processes share them."""
 _SHORT_LIST = 4  # candidates up to which users are scored together
 
 
@@ -42,15 +43,14 @@ class TrainedNeuMF:
 
     Args:
         network: Its weights, which are shared and not changed.
+        item_rows: The items' rows of a saved model; None: they are computed.
     """
 
-    def __init__(self, network: "NeuMF") -> None:
+    def __init__(self, network: "NeuMF", item_rows: Tensor | None = None) -> None:
         self._network = network.eval()
         self.num_users, self.num_items = network.num_users, network.num_items
         self._width = network.recipe.gmf_dim
-        with torch.inference_mode():
-            parts = [network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()]
-            self._items = torch.cat(parts, dim=1).cpu()
+        self._items = _item_rows(network) if item_rows is None else item_rows
         self._block = max(1, _BLOCK_VALUES // network.recipe.mlp_layers[0])
 
     @torch.inference_mode()
@@ -104,6 +104,8 @@ class TrainedNeuMF:
             return self._score_short_lists(factors, candidates)
         if candidates is None and len(users) > 1 and self._network.norms is None:
             return self._score_catalogue(factors)
+        if candidates is not None and len(users) > 1 and self._network.norms is None:
+            return self._score_lists(factors, candidates)
         scores = torch.empty(len(users), num_columns)
         for row, user in enumerate(factors):
             for start in range(0, num_columns, self._block):
@@ -113,33 +115,73 @@ class TrainedNeuMF:
         array: Float32s = scores.numpy()
         return array
 
+    @cached_property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The hidden layers' weights, transposed, and biases."""
+        hidden = [layer for layer in self._network.hidden if isinstance(layer, nn.Linear)]
+        return [(layer.weight.T, layer.bias) for layer in hidden]
+
     def _score(self, user: Tensor, items: Tensor) -> Tensor:
         """Returns the logits of one user with items given by their rows, [C]."""
         query = self._width + 1
         scores = items[:, :query] @ user[:query]
-        scores += self._network.mlp_head(items[:, query:] + user[query:-1])
+        scores += self._head(items[:, query:] + user[query:-1])
         scores += user[-1]
         return scores
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Returns what the network's `mlp_head` does, [C, H1] → [C], without its modules; overwrites `hidden`."""
+        if self._network.norms is not None:
+            return self._network.mlp_head(hidden)
+        hidden.relu_()
+        for weight, bias in self._layers:
+            hidden = torch.addmm(bias, hidden, weight).relu_()
+        return torch.mv(hidden, self._network.mlp_output)
+
+    def _score_lists(self, users: Tensor, candidates: Tensor) -> Float32s:
+        """Returns the logits of many users with their own items, [B, C]: one product per layer for a block of users."""
+        query, num_columns = self._width + 1, candidates.shape[1]
+        scores, num_users = torch.empty(len(users), num_columns), max(1, self._block // num_columns)
+        for start in range(0, len(users), num_users):
+            block = users[start : start + num_users]
+            items_BCW = self._items[candidates[start : start + num_users]]
+            part = scores[start : start + num_users]
+            torch.bmm(items_BCW[..., :query], block[:, :query, None], out=part[..., None])
+            hidden = (items_BCW[..., query:] + block[:, None, query:-1]).flatten(0, 1)
+            part += self._head(hidden).view(len(block), num_columns)
+            part += block[:, -1:]
+        array: Float32s = scores.numpy()
+        return array
 
     def _score_catalogue(self, users: Tensor) -> Float32s:
         """Returns the logits of many users with the catalogue, [B, I]; the layers' outputs reuse their memory.
 
+        relu(x + c) = max(x, -c) + c: what a layer adds to every item, c, is one vector per user. So it passes through
+        the layers once per user instead of once per item, and a layer is one product and one comparison.
+
         Dropout is no part of a trained model, and one user's logits come from `_score`, so that their bits stay.
         """
         query, network = self._width + 1, self._network
+        constants, weights = [users[:, query:-1]], []
+        for layer in network.hidden:
+            assert isinstance(layer, nn.Linear)
+            weights.append(layer.weight.T.contiguous())
+            constants.append(torch.addmm(layer.bias, constants[-1], weights[-1]))
         scores = users[:, :query] @ self._items[:, :query].T
-        scores += users[:, -1:]
-        hidden_layers = [layer for layer in network.hidden if isinstance(layer, nn.Linear)]
-        layers = [(layer.weight.T.contiguous(), layer.bias) for layer in hidden_layers]
-        num_rows = min(_CATALOGUE_ROWS, self.num_items)
-        outputs = [torch.empty(num_rows, width) for width in network.recipe.mlp_layers]
-        for start in range(0, self.num_items, num_rows):
-            items = self._items[start : start + num_rows, query:].contiguous()
-            for row, user in enumerate(users):
-                hidden = torch.add(items, user[query:-1], out=outputs[0][: len(items)]).relu_()
-                for (weight, bias), output in zip(layers, outputs[1:], strict=True):
-                    hidden = torch.addmm(bias, hidden, weight, out=output[: len(items)]).relu_()
-                scores[row, start : start + len(items)] += torch.mv(hidden, network.mlp_output)
+        scores += users[:, -1:] + (constants[-1] @ network.mlp_output).unsqueeze(1)
+        thresholds = list(zip(*((-constant).unbind() for constant in constants), strict=True))
+        blocks = (
+            torch.split(values, _CATALOGUE_ROWS, dim) for values, dim in ((self._items[:, query:], 0), (scores, 1))
+        )
+        for items, block in zip(*blocks, strict=True):
+            first_layer = items.contiguous()
+            outputs = [torch.empty(len(items), width) for width in network.recipe.mlp_layers]
+            logits = torch.empty(len(items))
+            for row, (first, *others) in zip(block.unbind(), thresholds, strict=True):
+                hidden = torch.maximum(first_layer, first, out=outputs[0])
+                for weight, threshold, output in zip(weights, others, outputs[1:], strict=True):
+                    hidden = torch.maximum(torch.mm(hidden, weight, out=output), threshold, out=output)
+                row.add_(torch.mv(hidden, network.mlp_output, out=logits))
         array: Float32s = scores.numpy()
         return array
 
@@ -177,11 +219,17 @@ class TrainedNeuMF:
         arrays = {name: weights.detach().cpu().numpy() for name, weights in network.state_dict().items()}
         if network.latest_items is not None:
             arrays[LATEST_ITEMS] = network.latest_items
+        arrays[ITEM_ROWS] = self._items.numpy()
         save_model_files(directory, header, arrays)
 
     @cached_property
     def _fold_in(self) -> "_FoldIn":
         return _FoldIn(self._network)
+
+
+@torch.inference_mode()
+def _item_rows(network: "NeuMF") -> Tensor:
+    return torch.cat([network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()], dim=1).cpu()
 
 
 class _FoldIn:
@@ -192,8 +240,6 @@ class _FoldIn:
         with torch.inference_mode():
             ones = torch.ones(network.recipe.gmf_dim)
             self._output = (ones if network.gmf_output is None else network.gmf_output).numpy()
-            self._gmf = network.item_gmf.numpy() * self._output
-            self._bias = (network.item_bias + network.global_bias).numpy()
             mean_user = [network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean().reshape(1)]
             self._mean = torch.cat(mean_user).numpy()
             self._global_bias = float(network.global_bias)
@@ -227,8 +273,9 @@ class _FoldIn:
             hidden = (item_hidden + torch.from_numpy(self._hidden(mlp))).requires_grad_()
             mlp_logits = self._network.mlp_head(hidden.clone())
             (by_hidden,) = torch.autograd.grad(mlp_logits.sum(), hidden)
-        item_gmf = self._gmf[items]
-        logits = item_gmf @ gmf + self._bias[items] + bias + mlp_logits.detach().numpy()
+        item_gmf = self._network.item_gmf.detach().numpy()[items] * self._output
+        item_bias = self._network.item_bias.detach().numpy()[items] + np.float32(self._global_bias)
+        logits = item_gmf @ gmf + item_bias + bias + mlp_logits.detach().numpy()
         by_bias = np.ones((len(items), 1), np.float32)
         return logits, np.concatenate([item_gmf, by_hidden.numpy() @ self._user_half, by_bias], axis=1)
 

@@ -3,9 +3,11 @@
 manifest.json                      version, parent, counts, metrics, recipe; size and sha256 of every file
 model/                             the model that reranks
 recall_model/                      the model that recalls, where it is another one
-index.faiss                        the recall model's item vectors, if it has a recall space
+recall_vectors.npy                 the recall model's item vectors, if it has a recall space
+recall_lists.faiss                 the same in inverted lists, in a large catalogue (see `index_builder`)
 users.arrow, item_ids.arrow        id ↔ index (see `vocabulary`)
 items.arrow                        id, training count, title?, category?; row = item_idx
+titles.arrow, categories.arrow     what finds items by part of their title, or by category
 seen_offsets.npy, seen_items.npy   the items that each user has seen (see `seen`)
 neighbours.npy, neighbour_scores.npy
 smoke.json                         queries with their answers, asked again before it goes live (see `guard`)
@@ -13,7 +15,7 @@ smoke.json                         queries with their answers, asked again befor
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,18 +26,35 @@ from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.recommending import catalogue, seen
-from ray_recsys.core.recommending.candidate_index import CandidateIndex, RankedCatalogue, Recall
+from ray_recsys.core.recommending.candidate_index import VECTORS, CandidateIndex, RankedCatalogue, Recall
 from ray_recsys.core.recommending.catalogue import Catalogue
+from ray_recsys.core.recommending.checked_once import check_once
 from ray_recsys.core.recommending.seen import SeenItems
 from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import IntegrityError
 
 KIND = "bundle"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MODEL = "model"
 RECALL_MODEL = "recall_model"
 USERS = "users.arrow"
-INDEX = "index.faiss"
+
+
+class RecallReport(BaseModel):
+    """How recall searches, and what that costs in candidates."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    method: Literal["exact", "lists", "model"]
+    """exact: every item's vector is compared; lists: those of the nearest inverted lists; model: the recall model ranks
+    the catalogue itself."""
+    num_lists: int | None = None
+    num_probes: int | None = None
+    """Lists that a query reads."""
+    recall: float = 1.0
+    """Part of the exact candidates that are found, the mean of sampled users."""
+    num_candidates: int | None = None
+    """Number of candidates that `recall` was measured at."""
 
 
 class BundleManifest(BaseModel):
@@ -62,6 +81,10 @@ class BundleManifest(BaseModel):
     """Whether the model was trained on everything, held-out interactions included."""
     data_fingerprint: str
     """Fingerprint of the prepared set's input."""
+    recall: RecallReport
+    """How candidates are searched."""
+    neighbour_recall: float
+    """Part of each item's true nearest items that its similar items contain, on a sample; 1: the search was exact."""
     recipe: Recipe
     """Of the run whose model reranks."""
 
@@ -79,15 +102,20 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a bundle after checking every byte of it against the manifest.
+        """Opens a bundle after checking every byte of it against the manifest, once a node.
 
         Raises:
             ArtifactError: There is no bundle, it is of another schema version, or damaged; names the file.
         """
         path = path.absolute()
         manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
-        for name, entry in manifest.pop("files").items():
-            verify_file(path, name, entry)
+        files = manifest.pop("files")
+
+        def verify() -> None:
+            for name, entry in files.items():
+                verify_file(path, name, entry)
+
+        check_once("sha256", path, verify)
         bundle = cls.of_files(path, parse_manifest(BundleManifest, manifest, path))
         bundle._check_counts()
         return bundle
@@ -113,8 +141,8 @@ class Bundle:
 
     def load_recall(self, recall_model: Model) -> Recall:
         """Returns stage 1: the index, or the recall model's own ranking of the catalogue."""
-        index = self.path / INDEX
-        return CandidateIndex.open(index) if index.is_file() else RankedCatalogue(recall_model)
+        has_vectors = (self.path / VECTORS).is_file()
+        return CandidateIndex.open(self.path) if has_vectors else RankedCatalogue(recall_model)
 
     def _check_counts(self) -> None:
         users, items = self.manifest.num_users, self.manifest.num_items

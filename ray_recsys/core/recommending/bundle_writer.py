@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import BundleRecipe, Recipe
 from ray_recsys.core.artifact import FileDigest, digest_file, write_manifest
 from ray_recsys.core.artifact_writer import atomic_directory
 from ray_recsys.core.models.contract import Model
@@ -16,7 +16,6 @@ from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending import catalogue, guard, seen
 from ray_recsys.core.recommending.bundle import (
-    INDEX,
     KIND,
     MODEL,
     RECALL_MODEL,
@@ -24,8 +23,9 @@ from ray_recsys.core.recommending.bundle import (
     USERS,
     Bundle,
     BundleManifest,
+    RecallReport,
 )
-from ray_recsys.core.recommending.candidate_index import CandidateIndex
+from ray_recsys.core.recommending.index_builder import build_index
 from ray_recsys.core.vocabulary import write_vocabulary
 
 _UNNAMED = "unpublished"  # the version is a digest of the files, smoke answers included
@@ -72,7 +72,7 @@ def build_bundle(
     assert (models.rerank.num_users, models.rerank.num_items) == shape
     created_at = datetime.now(UTC)
     with atomic_directory(output) as staging:
-        _write_models(staging, models)
+        recall = _write_models(staging, models, recipe.bundle)
         catalogue.write_catalogue(staging, prepared.read_items())
         num_interactions = seen.write_seen(staging, prepared)
         write_vocabulary(staging / USERS, _user_ids(prepared))
@@ -88,6 +88,8 @@ def build_bundle(
             metrics={split: dict(values) for split, values in metrics.items()},
             refit=refit,
             data_fingerprint=prepared.manifest.input_fingerprint,
+            recall=recall,
+            neighbour_recall=models.neighbours.recall,
             recipe=recipe,
         )
         guard.write_smoke(Bundle.of_files(staging, manifest))
@@ -100,15 +102,19 @@ def build_bundle(
     return manifest
 
 
-def _write_models(staging: Path, models: BundleModels) -> None:
+def _write_models(staging: Path, models: BundleModels, recipe: BundleRecipe) -> RecallReport:
     for name, model in ((MODEL, models.rerank), (RECALL_MODEL, models.recall)):
         if model is not None:
             (staging / name).mkdir()
             model.save(staging / name)
-    space = (models.recall or models.rerank).recall_space()
-    if space is not None:
-        CandidateIndex.build(space).write(staging / INDEX)
     models.neighbours.write(staging)
+    recall_model = models.recall or models.rerank
+    space = recall_model.recall_space()
+    if space is None:
+        return RecallReport(method="model")
+    index, report = build_index(recall_model, space, recipe)
+    index.write(staging)
+    return report
 
 
 def _user_ids(prepared: PreparedSet) -> pa.ChunkedArray:

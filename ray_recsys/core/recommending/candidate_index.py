@@ -1,18 +1,22 @@
 """Recall: the items that may be a user's best, from the whole catalogue, without those that are not eligible.
 
-Shapes: C candidates, I items, Q query width.
+Shapes: B users, C candidates, I items, Q query width.
 """
 
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
+import torch
 
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
-from ray_recsys.core.models.contract import DenseFactors, Model, RecallSpace, UserFactors
+from ray_recsys.core.models.contract import DenseFactors, Model, UserFactors
 from ray_recsys.errors import IntegrityError
+
+VECTORS = "recall_vectors.npy"
+LISTS = "recall_lists.faiss"
 
 
 class Recall(Protocol):
@@ -26,92 +30,111 @@ class Recall(Protocol):
         Args:
             user: Factors of one user, of the recall model.
             num_candidates: C; fewer are returned only where fewer items are eligible.
-            excluded: Distinct indices of items that are not eligible.
+            excluded: Distinct indices of items that are not eligible, ascending.
             allowed: Distinct indices; None: all items that are not excluded are eligible, otherwise only these.
         """
         ...
 
 
 class CandidateIndex:
-    """A Faiss inner-product index over the item vectors of a recall space.
+    """Maximum inner product search over the item vectors of a recall space; exact, or approximate with lists.
 
-    One query per call, so that an answer does not depend on what else is asked.
+    Vectors and lists are mapped into memory, so that the processes of a node share them.
 
     Args:
-        index: A Faiss inner-product index whose ids are item indices.
+        vectors: float32[I, Q].
+        lists: A Faiss IVF index over the same vectors, whose ids are item indices, with its number of probes set; None:
+            every item is scored.
     """
 
-    def __init__(self, index: Any) -> None:
-        self._index = index
-
-    @cached_property
-    def _vectors(self) -> Float32s:
-        """The index's own memory, float32[I, Q]."""
-        flat: Float32s = faiss.rev_swig_ptr(self._index.get_xb(), self.num_items * self._index.d)
-        return flat.reshape(self.num_items, self._index.d)
+    def __init__(self, vectors: Float32s, lists: Any = None) -> None:
+        self.vectors, self._lists = vectors, lists
+        self._tensor = torch.from_numpy(vectors)
 
     @classmethod
-    def build(cls, space: RecallSpace) -> Self:
-        """Returns an exact index."""
-        index = faiss.IndexFlatIP(space.query_width)
-        index.add(np.ascontiguousarray(space.item_vectors, np.float32))
-        return cls(index)
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Reads an index file.
+    def open(cls, directory: Path) -> Self:
+        """Maps the files of a directory.
 
         Raises:
-            IntegrityError: Faiss cannot read it.
+            IntegrityError: They cannot be read, or do not belong together.
         """
         try:
-            return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
-            raise IntegrityError(f"{path} is not a Faiss index", remedy="publish the bundle again") from error
+            vectors = np.load(directory / VECTORS, mmap_mode="c", allow_pickle=False)
+            has_lists = (directory / LISTS).is_file()
+            lists = faiss.read_index(str(directory / LISTS), faiss.IO_FLAG_MMAP) if has_lists else None
+        except (OSError, ValueError, RuntimeError) as error:
+            message = f"{directory}: the recall index cannot be read ({error})"
+            raise IntegrityError(message, remedy="publish the bundle again") from error
+        if vectors.ndim != 2 or (lists is not None and (lists.ntotal, lists.d) != vectors.shape):
+            raise IntegrityError(f"{directory / LISTS} does not belong to {VECTORS}", remedy="publish the bundle again")
+        return cls(vectors, lists)
 
-    def write(self, path: Path) -> None:
-        """Writes the index file."""
-        faiss.write_index(self._index, str(path))
+    def write(self, directory: Path) -> None:
+        """Writes the files."""
+        np.save(directory / VECTORS, self.vectors, allow_pickle=False)
+        if self._lists is not None:
+            faiss.write_index(self._lists, str(directory / LISTS))
 
     @property
     def num_items(self) -> int:
         """I."""
-        return int(self._index.ntotal)
-
-    def vectors(self, first: int, num_items: int) -> Float32s:
-        """Returns the vectors of consecutive items, float32[n, Q]."""
-        vectors: Float32s = self._index.reconstruct_n(first, num_items)
-        return vectors
+        return len(self.vectors)
 
     def search(
         self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
     ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
-        Exact: excluded items cannot displace others, because as many more are asked for; of items tied at the edge the
-        lowest indices are taken.
+        Excluded items cannot displace others: lists are asked for as many more.
         """
-        assert isinstance(user, DenseFactors)
-        query = np.ascontiguousarray(user.values[:1, : self._index.d])
         if allowed is not None:
             items = np.setdiff1d(allowed, excluded, assume_unique=True)
-            return _best(items, self._vectors[items] @ query[0], num_candidates)
-        wanted = min(num_candidates + len(excluded), self.num_items)
-        items = self._search(query, wanted)
-        if excluded.size:
-            items = items[~np.isin(items, excluded)]
-        return items[:num_candidates].astype(np.int32)
+            return _best(items, self.vectors[items] @ self._query(user)[0], num_candidates)
+        return self.search_all(user, [num_candidates], [excluded])[0]
 
-    def _search(self, query: Float32s, wanted: int) -> Int64s:
-        """Returns the `wanted` best, in the exact order: asks for more until the last is worse than the last wanted."""
-        asked = min(wanted + 1, self.num_items)
+    def search_all(
+        self, users: UserFactors, num_candidates: Sequence[int], excluded: Sequence[Integers]
+    ) -> list[Int32s]:
+        """Returns what `search` does for each of B users, in one pass over the vectors.
+
+        Args:
+            users: Factors of B users.
+            num_candidates: C of each.
+            excluded: Distinct indices of items that are not eligible, ascending, of each.
+        """
+        query = self._query(users)
+        if self._lists is None:
+            scores = torch.mm(torch.from_numpy(query), self._tensor.T).numpy()
+            return [
+                _best_eligible(row, out, count)
+                for row, out, count in zip(scores, excluded, num_candidates, strict=True)
+            ]
+        wanted = [min(count + len(out), self.num_items) for count, out in zip(num_candidates, excluded, strict=True)]
+        rows = zip(self._search_lists(query, wanted), excluded, num_candidates, strict=True)
+        return [_without(items, out)[:count].astype(np.int32) for items, out, count in rows]
+
+    def _query(self, users: UserFactors) -> Float32s:
+        assert isinstance(users, DenseFactors)
+        return np.ascontiguousarray(users.values[:, : self.vectors.shape[1]])
+
+    def _search_lists(self, query: Float32s, wanted: list[int]) -> list[Int64s]:
+        """Returns the best of each query that its probes find: `wanted` many, by more probes if they are too few."""
+        num_probes, most = int(self._lists.nprobe), int(self._lists.nlist)
         while True:
-            scores, items = self._index.search(query, asked)
-            if asked == self.num_items or scores[0, -1] < scores[0, wanted - 1]:
-                order = np.lexsort((items[0], -scores[0]))[:wanted]
-                best: Int64s = items[0, order]
-                return best
-            asked = min(2 * asked, self.num_items)
+            settings = faiss.SearchParametersIVF(nprobe=num_probes)  # type: ignore[call-arg]  # Faiss adds it
+            scores, items = self._lists.search(query, max(wanted), params=settings)
+            num_found = (items >= 0).sum(axis=1)
+            if num_probes == most or (num_found >= wanted).all():
+                kept = np.minimum(num_found, wanted).tolist()
+                return _in_order(scores, items, kept)
+            num_probes = min(2 * num_probes, most)
+
+
+def _in_order(scores: Float32s, items: Int64s, num_kept: Sequence[int]) -> list[Int64s]:
+    """Returns the first items of each row, best first, ties by item_idx."""
+    return [
+        own[np.lexsort((own, -row))][:kept] for row, own, kept in zip(scores, items, num_kept, strict=True)
+    ]  # fmt: skip
 
 
 class RankedCatalogue:
@@ -132,13 +155,27 @@ class RankedCatalogue:
         if allowed is not None:
             items = np.setdiff1d(allowed, excluded, assume_unique=True)
             return _best(items, scores[items], num_candidates)
-        scores[excluded] = -np.inf
-        num_kept = min(num_candidates, len(scores) - len(excluded))
-        if num_kept <= 0:
-            return np.zeros(0, np.int32)
-        edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
-        items = np.flatnonzero(scores >= edge)
-        return _best(items, scores[items], num_kept)
+        return _best_eligible(scores, excluded, num_candidates)
+
+
+def _best_eligible(scores: Float32s, excluded: Integers, num_candidates: int) -> Int32s:
+    """Returns the items with the highest scores that are not excluded, best first; overwrites `scores`, float32[I]."""
+    scores[excluded] = -np.inf
+    num_kept = min(num_candidates, len(scores) - len(excluded))
+    if num_kept <= 0:
+        return np.zeros(0, np.int32)
+    edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
+    items = np.flatnonzero(scores >= edge)
+    return _best(items, scores[items], num_kept)
+
+
+def _without(items: Int64s, excluded: Integers) -> Int64s:
+    """Returns the items that are not among the excluded ones, which ascend."""
+    if not len(excluded):
+        return items
+    at = np.minimum(np.searchsorted(excluded, items), len(excluded) - 1)
+    kept: Int64s = items[excluded[at] != items]
+    return kept
 
 
 def _best(items: Integers, scores: Float32s, num_kept: int) -> Int32s:

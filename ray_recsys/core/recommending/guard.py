@@ -2,7 +2,8 @@
 
 A bundle may be useless although every byte is as it was written: an index over two items, a weight that is not a
 number, a library that computes something else on this machine. So each bundle holds smoke queries with the answers of
-the process that made it, and whoever is about to serve it asks them again; that also warms it up.
+the process that made it, and they are asked again once on every node that is about to serve it. Each process also asks
+them of the stages that it runs, which warms them up.
 """
 
 import json
@@ -13,13 +14,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 
 from ray_recsys.core.arrays import Int32s
+from ray_recsys.core.models.files import read_model_arrays
 from ray_recsys.core.models.neighbours import NONE
-from ray_recsys.core.recommending.bundle import INDEX, Bundle
-from ray_recsys.core.recommending.candidate_index import CandidateIndex
-from ray_recsys.core.recommending.recommender import Query, Recommendations, Recommender
+from ray_recsys.core.recommending.bundle import MODEL, RECALL_MODEL, Bundle
+from ray_recsys.core.recommending.candidate_index import VECTORS, CandidateIndex
+from ray_recsys.core.recommending.checked_once import check_once
+from ray_recsys.core.recommending.recommender import (
+    Candidates,
+    Query,
+    Recaller,
+    Recommendations,
+    Recommender,
+    Reranker,
+)
 from ray_recsys.errors import BundleRefusedError, IntegrityError
 
 SMOKE = "smoke.json"
@@ -27,16 +36,20 @@ NUM_USERS = 8
 K = 10
 NUM_CANDIDATES = 20  # few, so that a wrong recall shows in the answers of a small catalogue too
 TOLERANCE = 1e-3  # of a score, relative and absolute: float32 sums in another order, on another processor
+MIN_SAME = 0.9  # part of the candidates: those at the edge may be tied, or in a list that rounding puts second
 _ROWS = 1 << 16  # of an array in memory at once
+
+Stage = Recaller | Reranker | Recommender
 
 
 @dataclass(frozen=True, slots=True)
 class SmokeQuery:
-    """A query and the answer that it must get."""
+    """A query, its candidates, and the answer that it must get."""
 
     user_idx: int | None
     history: tuple[int, ...]
     source: str
+    candidates: tuple[int, ...]
     item_idx: tuple[int, ...]
     scores: tuple[float, ...]
 
@@ -58,13 +71,15 @@ def write_smoke(bundle: Bundle) -> None:
     recommender = Recommender(bundle)
     smoke = []
     for query in _queries(bundle):
-        answer = recommender.recommend(query)
+        candidates = recommender.recall(query)
+        answer = recommender.rerank(query, candidates)
         _check_plausible(bundle, answer)
         smoke.append(
             {
                 "user_idx": query.user_idx,
                 "history": query.history.tolist(),
                 "source": answer.source,
+                "candidates": candidates.item_idx.tolist(),
                 "item_idx": answer.item_idx.tolist(),
                 "scores": answer.scores.tolist(),
             }
@@ -86,6 +101,7 @@ def read_smoke(bundle: Bundle) -> list[SmokeQuery]:
                 entry["user_idx"],
                 tuple(entry["history"]),
                 entry["source"],
+                tuple(entry["candidates"]),
                 tuple(entry["item_idx"]),
                 tuple(entry["scores"]),
             )
@@ -95,34 +111,59 @@ def read_smoke(bundle: Bundle) -> list[SmokeQuery]:
         raise IntegrityError(f"{path} cannot be read ({error})", remedy="publish the bundle again") from error
 
 
-def check_bundle(bundle: Bundle) -> Recommender:
-    """Checks a bundle's arrays and answers; returns its recommender, warm.
+def check_bundle(bundle: Bundle) -> None:
+    """Checks a bundle's arrays and answers, once a node.
 
     Raises:
         ArtifactError: It is damaged, or it was refused.
     """
-    check_arrays(bundle)
-    recommender = Recommender(bundle)
-    check_answers(recommender, read_smoke(bundle))
-    bundle.catalogue.warm()
-    return recommender
+
+    def check() -> None:
+        check_arrays(bundle)
+        check_answers(Recommender(bundle), read_smoke(bundle))
+
+    check_once("answers", bundle.path, check)
 
 
-def check_answers(recommender: Recommender, queries: Sequence[SmokeQuery]) -> None:
-    """Asks smoke queries of the recommender's bundle.
+def check_answers(stage: Stage, queries: Sequence[SmokeQuery]) -> None:
+    """Asks smoke queries of both stages, or of the one that this process has; that also warms it up.
 
     Raises:
         BundleRefusedError: An answer differs from the stored one by more than rounding.
     """
-    bundle = recommender.bundle
     for number, smoke in enumerate(queries):
-        answer = recommender.recommend(smoke.query)
-        _check_plausible(bundle, answer)
-        if answer.source != smoke.source or not _is_same(smoke, answer):
-            raise BundleRefusedError(
-                f"{bundle.path}: smoke query {number} (user {smoke.user_idx}) got {answer.source} items "
-                f"{answer.item_idx.tolist()}, and {smoke.source} items {list(smoke.item_idx)} when the bundle was made"
-            )
+        if isinstance(stage, Recaller):
+            _check_candidates(stage, number, smoke)
+        else:
+            _check_answer(stage, number, smoke)
+
+
+def _check_candidates(recaller: Recaller, number: int, smoke: SmokeQuery) -> None:
+    found = recaller.recall(smoke.query)
+    expected = np.array(smoke.candidates, np.int32)
+    is_same = len(found.item_idx) == len(expected) and (
+        not len(expected) or np.isin(expected, found.item_idx).mean() >= MIN_SAME
+    )
+    if found.source != smoke.source or not is_same:
+        raise BundleRefusedError(
+            f"{recaller.bundle.path}: smoke query {number} (user {smoke.user_idx}) got {found.source} candidates "
+            f"{found.item_idx.tolist()}, and {smoke.source} {list(smoke.candidates)} when the bundle was made"
+        )
+
+
+def _check_answer(stage: Recommender | Reranker, number: int, smoke: SmokeQuery) -> None:
+    bundle = stage.bundle
+    if isinstance(stage, Recommender):
+        answer = stage.recommend(smoke.query)
+    else:
+        user, source = stage.factors(smoke.query)
+        answer = stage.rerank(smoke.query, Candidates(np.array(smoke.candidates, np.int32), source, user))
+    _check_plausible(bundle, answer)
+    if answer.source != smoke.source or not _is_same(smoke, answer):
+        raise BundleRefusedError(
+            f"{bundle.path}: smoke query {number} (user {smoke.user_idx}) got {answer.source} items "
+            f"{answer.item_idx.tolist()}, and {smoke.source} items {list(smoke.item_idx)} when the bundle was made"
+        )
 
 
 def check_arrays(bundle: Bundle) -> None:
@@ -141,12 +182,11 @@ def check_arrays(bundle: Bundle) -> None:
         raise BundleRefusedError(f"{bundle.path}: the items are not in order of popularity")
     for name, values in _float_arrays(bundle):
         _check_finite(bundle, name, values)
-    if (bundle.path / INDEX).is_file():
-        index = CandidateIndex.open(bundle.path / INDEX)
-        if index.num_items != num_items:
-            raise BundleRefusedError(f"{bundle.path / INDEX} has {index.num_items} items, the catalogue {num_items}")
-        for first in range(0, num_items, _ROWS):
-            _check_finite(bundle, INDEX, index.vectors(first, min(_ROWS, num_items - first)))
+    if (bundle.path / VECTORS).is_file():
+        vectors = CandidateIndex.open(bundle.path).vectors
+        if len(vectors) != num_items:
+            raise BundleRefusedError(f"{bundle.path / VECTORS} has {len(vectors)} items, the catalogue {num_items}")
+        _check_finite(bundle, VECTORS, vectors)
 
 
 def _queries(bundle: Bundle) -> Iterator[Query]:
@@ -187,12 +227,11 @@ def _is_same(smoke: SmokeQuery, answer: Recommendations) -> bool:
 def _float_arrays(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yields the floating-point arrays of the models' files, and the similarities."""
     yield "neighbour scores", bundle.neighbours.scores
-    for path in sorted(bundle.path.glob("*model/**/*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                values = file.get_tensor(name)
+    for model in (MODEL, RECALL_MODEL):
+        if (bundle.path / model).is_dir():
+            for name, values in read_model_arrays(bundle.path / model).items():
                 if np.issubdtype(values.dtype, np.floating):
-                    yield f"{path.relative_to(bundle.path)}, {name}", values
+                    yield f"{model}, {name}", values
 
 
 def _check_finite(bundle: Bundle, name: str, values: npt.NDArray[Any]) -> None:

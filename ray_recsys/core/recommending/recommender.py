@@ -1,17 +1,19 @@
 """Recommendations from a bundle, in two stages; batch jobs and the HTTP service call these functions alike.
 
 A query becomes candidates (`recall`) and candidates become recommendations (`rerank`); the two may run in different
-processes. One query is one kernel call: an answer does not depend on what else is asked at the time.
+processes. Queries that come together are searched and scored in one pass; a score then differs by rounding at most.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ray_recsys.core.arrays import Float32s, Int32s, Integers
-from ray_recsys.core.models.contract import Model, UserFactors
+from ray_recsys.core.models.contract import DenseFactors, Model, UserFactors
 from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.recommending.candidate_index import CandidateIndex
 from ray_recsys.core.recommending.diversity import diversify
 
 Source = Literal["two-stage", "fold-in", "popular"]
@@ -62,48 +64,59 @@ class Recommendations:
     source: Source
 
 
-class Recommender:
-    """Both stages over one bundle; safe to call from several threads."""
+class Recaller:
+    """Stage 1 over one bundle: its index, its users' histories and the user half of its models.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Tables are mapped into memory, so what a stage never reads costs it nothing. Safe to call from several threads.
+    """
+
+    def __init__(self, bundle: Bundle, model: Model | None = None) -> None:
         self.bundle = bundle
-        self._model = bundle.load_model()
+        self._model = model or bundle.load_model()
         self._recall_model = bundle.load_recall_model() or self._model
         self._recall = bundle.load_recall(self._recall_model)
 
-    def recommend(self, query: Query) -> Recommendations:
-        """Returns at most k items for a query: fewer only where fewer are eligible."""
-        return self.rerank(query, self.recall(query))
-
     def recall(self, query: Query) -> Candidates:
-        """Stage 1: returns the candidates of a query."""
-        seen = _no_items() if query.user_idx is None else self.bundle.seen.of(query.user_idx)
-        excluded = np.unique(
-            np.concatenate([query.exclude_items, *([seen, query.history] if query.exclude_seen else [])])
-        )
-        num_candidates, allowed = max(query.num_candidates, query.k), self._allowed(query)
-        user, source = self._factors(self._model, query, seen)
-        if user is None:
-            return Candidates(self._popular(num_candidates, excluded, allowed), "popular", None)
-        if self._recall_model is self._model:
-            return Candidates(self._recall.search(user, num_candidates, excluded, allowed), source, user)
-        recall_user, _ = self._factors(self._recall_model, query, seen)
-        if recall_user is None:
-            return Candidates(self._popular(num_candidates, excluded, allowed), source, user)
-        return Candidates(self._recall.search(recall_user, num_candidates, excluded, allowed), source, user)
+        """Returns the candidates of a query."""
+        return self.recall_all([query])[0]
 
-    def rerank(self, query: Query, candidates: Candidates) -> Recommendations:
-        """Stage 2: returns the best k of the candidates, best first, ties by item_idx."""
-        items = candidates.item_idx
-        if candidates.user is None:
-            items = items[: query.k]
-            return Recommendations(items, self.bundle.catalogue.counts[items].astype(np.float32), "popular")
-        scores = self._model.scores(candidates.user, items[np.newaxis])[0]
-        order = np.lexsort((items, -scores))
-        if query.diversity > 0:
-            order = order[diversify(items[order], scores[order], self.bundle.neighbours, query.k, query.diversity)]
-        order = order[: query.k]
-        return Recommendations(items[order], scores[order], candidates.source)
+    def recall_all(self, queries: Sequence[Query]) -> list[Candidates]:
+        """Returns the candidates of each query; those that need nothing but the index are searched in one pass."""
+        prepared = [self._prepare(query) for query in queries]
+        plain = [row for row, (query, one) in enumerate(zip(queries, prepared, strict=True)) if _is_plain(query, one)]
+        found: dict[int, Int32s] = {}
+        if len(plain) > 1 and isinstance(self._recall, CandidateIndex):
+            users = DenseFactors(np.concatenate([_dense(prepared[row].recall_user) for row in plain]))
+            counts = [max(queries[row].num_candidates, queries[row].k) for row in plain]
+            together = self._recall.search_all(users, counts, [prepared[row].excluded for row in plain])
+            found = dict(zip(plain, together, strict=True))
+        return [
+            Candidates(found[row] if row in found else self._search(query, one), one.source, one.user)
+            for row, (query, one) in enumerate(zip(queries, prepared, strict=True))
+        ]
+
+    def factors(self, query: Query) -> tuple[UserFactors | None, Source]:
+        """Returns the rerank model's factors of a query's user; None: nothing is known, or the model cannot use it."""
+        return factors_of(self._model, query, self._seen(query))
+
+    def _prepare(self, query: Query) -> "_Prepared":
+        seen = self._seen(query)
+        parts = [query.exclude_items, *([seen, query.history] if query.exclude_seen else [])]
+        excluded = np.unique(np.concatenate(parts))
+        user, source = factors_of(self._model, query, seen)
+        recall_user = user
+        if user is not None and self._recall_model is not self._model:
+            recall_user, _ = factors_of(self._recall_model, query, seen)
+        return _Prepared(excluded, user, source, recall_user)
+
+    def _search(self, query: Query, prepared: "_Prepared") -> Int32s:
+        num_candidates, allowed = max(query.num_candidates, query.k), self._allowed(query)
+        if prepared.recall_user is None:
+            return self._popular(num_candidates, prepared.excluded, allowed)
+        return self._recall.search(prepared.recall_user, num_candidates, prepared.excluded, allowed)
+
+    def _seen(self, query: Query) -> Int32s:
+        return _no_items() if query.user_idx is None else self.bundle.seen.of(query.user_idx)
 
     def _allowed(self, query: Query) -> Int32s | None:
         if query.category is None:
@@ -111,19 +124,111 @@ class Recommender:
         in_category = self.bundle.catalogue.in_category(query.category)
         return in_category if query.allowed is None else np.intersect1d(in_category, query.allowed, assume_unique=True)
 
-    def _factors(self, model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | None, Source]:
-        """Returns the factors of a query's user; None: nothing is known of them, or the model cannot use it."""
-        if query.history.size:
-            folded_in = model.fold_in(np.concatenate([seen, query.history]), query.user_idx)
-            if folded_in is not None:
-                return folded_in, "fold-in"
-        if query.user_idx is None:
-            return None, "popular"
-        return model.users(np.array([query.user_idx])), "two-stage"
-
     def _popular(self, num_candidates: int, excluded: Integers, allowed: Int32s | None) -> Int32s:
         # item indices are in order of popularity
         if allowed is not None:
             return np.setdiff1d(allowed, excluded, assume_unique=True)[:num_candidates].astype(np.int32)
         first = np.arange(min(num_candidates + len(excluded), len(self.bundle.catalogue)), dtype=np.int32)
         return first[~np.isin(first, excluded)][:num_candidates]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What recall knows of a query before it searches."""
+
+    excluded: Integers
+    user: UserFactors | None
+    source: Source
+    recall_user: UserFactors | None
+
+
+def _is_plain(query: Query, prepared: _Prepared) -> bool:
+    return query.allowed is None and query.category is None and prepared.recall_user is not None
+
+
+def _dense(user: UserFactors | None) -> Float32s:
+    assert isinstance(user, DenseFactors)
+    return user.values
+
+
+class Reranker:
+    """Stage 2 over one bundle: the model's item half. Safe to call from several threads."""
+
+    def __init__(self, bundle: Bundle, model: Model | None = None) -> None:
+        self.bundle = bundle
+        self._model = model or bundle.load_model()
+
+    def factors(self, query: Query) -> tuple[UserFactors | None, Source]:
+        """Returns the model's factors of a query's user; see `Recaller.factors`."""
+        seen = _no_items() if query.user_idx is None else self.bundle.seen.of(query.user_idx)
+        return factors_of(self._model, query, seen)
+
+    def rerank(self, query: Query, candidates: Candidates) -> Recommendations:
+        """Returns the best k of the candidates, best first, ties by item_idx."""
+        return self.rerank_all([query], [candidates])[0]
+
+    def rerank_all(self, queries: Sequence[Query], candidates: Sequence[Candidates]) -> list[Recommendations]:
+        """Returns the best of each query's candidates; dense factors are scored in one pass."""
+        scores = self._scores(candidates)
+        return [
+            self._best(query, one, row) for query, one, row in zip(queries, candidates, scores, strict=True)
+        ]  # fmt: skip
+
+    def _scores(self, candidates: Sequence[Candidates]) -> list[Float32s]:
+        scores = [np.zeros(0, np.float32)] * len(candidates)
+        dense = [row for row, one in enumerate(candidates) if isinstance(one.user, DenseFactors)]
+        if len(dense) > 1:
+            width = max(len(candidates[row].item_idx) for row in dense)
+            items = np.zeros((len(dense), width), np.int32)
+            for number, row in enumerate(dense):
+                items[number, : len(candidates[row].item_idx)] = candidates[row].item_idx
+            users = DenseFactors(np.concatenate([_dense(candidates[row].user) for row in dense]))
+            for row, values in zip(dense, self._model.scores(users, items), strict=True):
+                scores[row] = values[: len(candidates[row].item_idx)]
+        for row, one in enumerate(candidates):
+            if one.user is not None and not (len(dense) > 1 and isinstance(one.user, DenseFactors)):
+                scores[row] = self._model.scores(one.user, one.item_idx[np.newaxis])[0]
+        return scores
+
+    def _best(self, query: Query, candidates: Candidates, scores: Float32s) -> Recommendations:
+        items = candidates.item_idx
+        if candidates.user is None:
+            items = items[: query.k]
+            return Recommendations(items, self.bundle.catalogue.counts[items].astype(np.float32), "popular")
+        order = np.lexsort((items, -scores))
+        if query.diversity > 0:
+            order = order[diversify(items[order], scores[order], self.bundle.neighbours, query.k, query.diversity)]
+        order = order[: query.k]
+        return Recommendations(items[order], scores[order], candidates.source)
+
+
+class Recommender:
+    """Both stages over one bundle; safe to call from several threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        model = bundle.load_model()
+        self.recaller, self.reranker = Recaller(bundle, model), Reranker(bundle, model)
+
+    def recommend(self, query: Query) -> Recommendations:
+        """Returns at most k items for a query: fewer only where fewer are eligible."""
+        return self.rerank(query, self.recall(query))
+
+    def recall(self, query: Query) -> Candidates:
+        """Stage 1: returns the candidates of a query."""
+        return self.recaller.recall(query)
+
+    def rerank(self, query: Query, candidates: Candidates) -> Recommendations:
+        """Stage 2: returns the best k of the candidates, best first, ties by item_idx."""
+        return self.reranker.rerank(query, candidates)
+
+
+def factors_of(model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | None, Source]:
+    """Returns a model's factors of a query's user, who has seen these items; None: it cannot use what is known."""
+    if query.history.size:
+        folded_in = model.fold_in(np.concatenate([seen, query.history]), query.user_idx)
+        if folded_in is not None:
+            return folded_in, "fold-in"
+    if query.user_idx is None:
+        return None, "popular"
+    return model.users(np.array([query.user_idx])), "two-stage"

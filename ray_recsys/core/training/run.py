@@ -84,6 +84,8 @@ class RunManifest(RunStart):
     """Validation metrics of the model, or of the one before the refit, under the full-ranking protocol."""
     refit: bool = False
     """Whether the model was trained again on everything, held-out interactions included."""
+    branch_epochs: dict[str, int] = {}
+    """Best epoch of each branch that was trained first, by its name."""
 
 
 class TrainResult(BaseModel):
@@ -280,7 +282,13 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
 
 
 def finish_run(
-    path: Path, *, num_epochs: int, best_epoch: int, metrics: Mapping[str, float], refit: bool = False
+    path: Path,
+    *,
+    num_epochs: int,
+    best_epoch: int,
+    metrics: Mapping[str, float],
+    refit: bool = False,
+    branch_epochs: Mapping[str, int] | None = None,
 ) -> RunManifest:
     """Completes a run whose model (and last/ and curves.csv) are written; returns its manifest."""
     manifest = RunManifest(
@@ -290,6 +298,7 @@ def finish_run(
         best_epoch=best_epoch,
         metrics=dict(metrics),
         refit=refit,
+        branch_epochs=dict(branch_epochs or {}),
     )
     body = manifest.model_dump(mode="json")
     write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)

@@ -80,6 +80,22 @@ class Progress:
         return self.records[self.best_epoch - 1].metrics if self.best_epoch else {}
 
 
+def is_done(progress: Progress, recipe: TrainRecipe, num_epochs: int | None = None) -> bool:
+    """Whether a training has nothing left to do: all epochs ran, or validation stopped improving.
+
+    Args:
+        progress: What it has behind it.
+        recipe: Its epochs and patience.
+        num_epochs: Epochs instead of the recipe's.
+    """
+    patience = recipe.early_stopping_epochs
+    if progress.num_epochs >= (num_epochs or recipe.epochs):
+        return True
+    if patience is None or not progress.records or not progress.records[-1].metrics:
+        return False
+    return progress.num_epochs - progress.best_epoch >= patience
+
+
 class Trainer:
     """Trains a model epoch by epoch.
 
@@ -118,12 +134,7 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
-        progress, patience = self.progress, self.recipe.early_stopping_epochs
-        if progress.num_epochs >= self._num_epochs:
-            return True
-        if patience is None or not progress.records or not progress.records[-1].metrics:
-            return False
-        return progress.num_epochs - progress.best_epoch >= patience
+        return is_done(self.progress, self.recipe, self._num_epochs)
 
     def step(self, batch: Batch) -> Tensor:
         """Makes one optimizer step; returns this worker's share of the loss, on the device.

@@ -31,7 +31,7 @@ from ray_recsys.core.recommending.catalogue import VOCABULARY
 from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import ArtifactError, InputError, IntegrityError
 
-_FREE_KEYS = ("init_std", "dropout", "gmf_loss_weight")
+_FREE_KEYS = ("init_std", "dropout", "gmf_loss_weight", "pretrain")
 """Keys of [model] that may differ: they change neither a parameter's shape nor its meaning."""
 
 

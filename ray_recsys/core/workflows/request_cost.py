@@ -51,7 +51,7 @@ class MeasureRequests:
 
     def _measure(self, model: Model) -> RequestCost:
         space = model.recall_space()
-        recall: Recall = RankedCatalogue(model) if space is None else CandidateIndex.build(space)
+        recall: Recall = RankedCatalogue(model) if space is None else CandidateIndex(space.item_vectors)
         users = self._users()
 
         def answer(user: tuple[int, Int32s]) -> None:

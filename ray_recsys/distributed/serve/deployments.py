@@ -1,8 +1,9 @@
 """The deployments: an ingress with the HTTP application, and replicas of recall and rerank."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -11,10 +12,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_recsys.config import ServeRecipe
+from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import check_answers, read_smoke
-from ray_recsys.core.recommending.recommender import Query, Recommender
+from ray_recsys.core.recommending.recommender import Query, Recaller, Recommender, Reranker
 from ray_recsys.serving.app import make_app
-from ray_recsys.serving.bundles import BundleCache
+from ray_recsys.serving.bundles import BundleCache, no_stage
 from ray_recsys.serving.live import LiveBundle
 from ray_recsys.serving.problems import overloaded, timed_out, unavailable
 from ray_recsys.serving.routes import Api
@@ -22,47 +24,55 @@ from ray_recsys.serving.stages import Answer, LocalStages, Recalled, Stages, rec
 
 LOAD_TIMEOUT_S = 300.0
 Handle = DeploymentHandle[Any]
+S = TypeVar("S", bound=Recaller | Reranker)
 
 
-class StageReplica:
+class StageReplica(Generic[S]):
     """One stage in a process of its own. Its methods run on the replica's event loop: a thread costs more than a query.
 
     Args:
         registry: Directory of bundles.
+        build: Makes the stage of a bundle.
     """
 
-    def __init__(self, registry: str) -> None:
+    def __init__(self, registry: str, build: Callable[[Bundle], S]) -> None:
         use_one_thread()
-        self._cache = BundleCache(Path(registry))
+        self._cache: BundleCache[S] = BundleCache(Path(registry), build)
         self._use(self._cache.load_usable())
 
     def check_health(self) -> None:
         """Asks a smoke query; Serve replaces a replica that answers otherwise than when its bundle was made."""
-        check_answers(self._recommender, self._smoke)
+        check_answers(self._stage, self._smoke)
 
     async def load(self, version: str) -> None:
         """Loads and checks a version."""
-        self._use(await self._cache.recommender(version))
+        self._use(await self._cache.stage(version))
 
-    def _use(self, recommender: Recommender) -> None:
-        self._recommender = recommender
-        self._smoke = read_smoke(recommender.bundle)[:1]  # kept: Serve asks for the replica's health all the time
+    def _use(self, stage: S) -> None:
+        self._stage: S = stage
+        self._smoke = read_smoke(stage.bundle)[:1]  # kept: Serve asks for the replica's health all the time
 
 
-class RecallReplica(StageReplica):
+class RecallReplica(StageReplica[Recaller]):
     """Stage 1."""
+
+    def __init__(self, registry: str) -> None:
+        super().__init__(registry, Recaller)
 
     async def recall(self, version: str, queries: list[Query]) -> list[Recalled]:
         """Returns the candidates of each query."""
-        return recall(await self._cache.recommender(version), queries)
+        return recall(await self._cache.stage(version), queries)
 
 
-class RerankReplica(StageReplica):
+class RerankReplica(StageReplica[Reranker]):
     """Stage 2."""
+
+    def __init__(self, registry: str) -> None:
+        super().__init__(registry, Reranker)
 
     async def rerank(self, version: str, queries: list[Query], recalled: list[Recalled]) -> list[Answer]:
         """Returns the answer to each query from its candidates."""
-        return rerank(await self._cache.recommender(version), queries, recalled)
+        return rerank(await self._cache.stage(version), queries, recalled)
 
 
 class HandleStages:
@@ -122,17 +132,16 @@ class Ingress:
     def __init__(
         self, registry: str, limits: ServeRecipe, recall: Handle | None = None, rerank: Handle | None = None
     ) -> None:
-        cache = BundleCache(Path(registry))
         stages: Stages
         if recall is None or rerank is None:
+            cache = BundleCache(Path(registry), Recommender)
             stages, max_calls = LocalStages(cache), 1
             live = LiveBundle(cache, stages)
         else:
             # two calls per replica: one is computed while the other travels
             max_calls = 2 * limits.rerank_replicas
             stages = HandleStages(recall, rerank, timeout_s=limits.timeout_s)
-            live = LiveBundle(cache, stages)
-            cache.unload(live.bundle.version)  # checked here as the stages do; they hold the models
+            live = LiveBundle(BundleCache(Path(registry), no_stage), stages)
         self._api = Api(live, stages, limits, max_calls=max_calls)
 
     def check_health(self) -> None:
