@@ -116,6 +116,15 @@ class PreparedSet:
         counts = {"num_training": total, "num_validation": 0, "num_test": 0, "partitions": partitions}
         return replace(self, manifest=self.manifest.model_copy(update=counts), includes_held_out=True)
 
+    def partitions_of(self, users: range) -> list[int]:
+        """Returns the partitions that have some of the users."""
+        infos = enumerate(self.manifest.partitions)
+        return [
+            n
+            for n, info in infos
+            if info.first_user_idx < users.stop and info.first_user_idx + info.num_users > users.start
+        ]
+
     def partition_path(self, partition: int) -> Path:
         """Returns the absolute path of a partition's file."""
         return self.path / self.manifest.partitions[partition].file

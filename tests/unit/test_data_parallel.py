@@ -93,9 +93,8 @@ def _save_sparse_gradients(rank: int, size: int, directory: Path) -> None:
 
 def make_learner(first: int, end: int) -> tuple[SparseLearner, GradientModel]:
     model = make(SPARSE, gmf_loss_weight=0.3, recent_items=4)
-    for name in model.user_tables:
-        setattr(model, name, nn.Parameter(model.get_parameter(name)[first:end].detach().clone()))
-    return SparseLearner(model, SPARSE, first), model
+    model.keep_users(range(first, end))
+    return SparseLearner(model, SPARSE, range(first, end)), model
 
 
 def test_sparse_gradients_of_one_process_equal_dense_ones() -> None:

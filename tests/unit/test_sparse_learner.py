@@ -47,7 +47,7 @@ def models_of(name: str, train: TrainRecipe) -> tuple[GradientModel, GradientMod
 def test_steps_that_touch_every_row_are_those_of_dense_adam(name: str) -> None:
     train = TrainRecipe(l2=0.1, optimizer="sparse_adam")
     ours, dense = models_of(name, train)
-    sparse, reference = SparseLearner(ours, train), DenseLearner(dense, train, lambda module: module)
+    sparse, reference = SparseLearner(ours, train, range(USERS)), DenseLearner(dense, train, lambda module: module)
     for step in range(8):
         batch = batch_of(USERS, ITEMS, 12, step, is_whole=True, recent=4 if name == "recent" else 0)
         torch.testing.assert_close(sparse.step(batch, RATE), reference.step(batch, RATE))
@@ -60,15 +60,15 @@ def test_rows_that_no_batch_names_keep_every_bit() -> None:
     train = TrainRecipe(l2=0.1)
     model = make(train, recent_items=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    learner = SparseLearner(model, train)
+    learner = SparseLearner(model, train, range(USERS))
     learner.step(batch_of(3, 5, 6, 0, recent=4), RATE)
     learner.step(batch_of(3, 5, 6, 1, recent=4), RATE)
     after = model.state_dict()
     for table, first in {"user_gmf": 3, "user_bias": 3, "item_mlp": 5, "item_bias": 5, "recent.items": 5}.items():
         assert torch.equal(before[table][first:], after[table][first:]), table
         assert not torch.equal(before[table][:first], after[table][:first]), table
-    assert learner.users.num_steps[3:].sum() == 0
-    assert learner.users.means[3:].abs().sum() == 0
+    assert learner.user_optimizer.num_steps[3:].sum() == 0
+    assert learner.user_optimizer.means[3:].abs().sum() == 0
 
 
 def test_a_row_counts_its_own_steps() -> None:

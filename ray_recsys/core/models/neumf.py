@@ -36,10 +36,12 @@ from torch.nn import functional
 
 from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
 from ray_recsys.core.models.dropout import relu_and_drop
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
+from ray_recsys.core.models.initial_rows import draw_rows
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import ITEM_ROWS, LATEST_ITEMS, TrainedNeuMF
 from ray_recsys.core.prepared import PreparedSet
@@ -55,6 +57,7 @@ class NeuMF(GradientModel):
         recipe: Widths, dropout, LayerNorm and the standard deviation of the initial embeddings.
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
+        first_user: The user that has row 0, if the model is to have the rows of some users only.
     """
 
     user_tables: ClassVar = ("user_gmf", "user_mlp", "user_bias")
@@ -69,6 +72,7 @@ class NeuMF(GradientModel):
         train: TrainRecipe | None = None,
         *,
         generator: torch.Generator | None = None,
+        first_user: int | None = None,
     ) -> None:
         super().__init__()
         self.num_users, self.num_items = num_users, num_items
@@ -91,12 +95,17 @@ class NeuMF(GradientModel):
         self.gmf_output = nn.Parameter(torch.empty(gmf_width)) if recipe.gmf_output else None
         self.mlp_output = nn.Parameter(torch.empty(recipe.mlp_layers[-1]))
         self.recent = _recent_items(num_items, recipe)
-        self._initialise(generator)
+        self._initialise(generator, first_user)
 
-    def _initialise(self, generator: torch.Generator | None) -> None:
+    def _initialise(self, generator: torch.Generator | None, first_user: int | None) -> None:
         """Embeddings N(0, init_std), layers Glorot-uniform (1 as one), output LeCun-uniform: the paper's code."""
-        for table in (self.user_gmf, self.item_gmf, self.user_mlp, self.item_mlp):
-            nn.init.normal_(table, std=self.recipe.init_std, generator=generator)
+        key = (generator or torch.default_generator).initial_seed()
+        for number, name in enumerate(("user_gmf", "item_gmf", "user_mlp", "item_mlp")):
+            table = self.get_parameter(name)
+            if first_user is None or name not in self.user_tables:
+                nn.init.normal_(table, std=self.recipe.init_std, generator=generator)
+            else:
+                draw_rows(table, std=self.recipe.init_std, key=derive_key(key, number), first_row=first_user)
         width, first = self.recipe.embedding_dim, self.recipe.mlp_layers[0]
         bound = math.sqrt(6 / (2 * width + first))
         nn.init.uniform_(self.user_half.weight, -bound, bound, generator=generator)
@@ -123,6 +132,12 @@ class NeuMF(GradientModel):
         if self._train.l2:
             total = total + self._train.l2 / 2 * self._square_norms(batch)
         return total / (batch.global_batch_size * batch.item_idx.shape[1])
+
+    def keep_users(self, users: range) -> None:
+        """Drops the rows of all other users."""
+        super().keep_users(users)
+        if self.latest_items is not None:
+            self.latest_items = self.latest_items[users.start : users.stop].copy()
 
     def export(self) -> TrainedNeuMF:
         """Returns the trained model; it shares this module's weights."""
@@ -247,25 +262,28 @@ def _mean_weights(length: int, half_lives: Sequence[float]) -> Tensor:
     return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-30)
 
 
-def build(prepared: PreparedSet, recipe: Recipe) -> NeuMF:
-    """Returns an untrained NeuMF for a prepared set."""
+def build(prepared: PreparedSet, recipe: Recipe, users: range | None = None) -> NeuMF:
+    """Returns an untrained NeuMF for a prepared set, with the rows of all users or of some."""
     assert isinstance(recipe.model, NeuMFRecipe | MLPRecipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = prepared.manifest
-    model = NeuMF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
+    own, first_user = (range(shape.num_users), None) if users is None else (users, users.start)
+    model = NeuMF(len(own), shape.num_items, recipe.model, recipe.train, generator=generator, first_user=first_user)
     if recipe.model.recent_items:
-        model.latest_items = _read_latest_items(prepared, recipe.model.recent_items)
+        model.latest_items = _read_latest_items(prepared, recipe.model.recent_items, own)
     return model
 
 
-def _read_latest_items(prepared: PreparedSet, length: int) -> Int32s:
-    """Returns the latest training items of each user, latest first, int32[U, L]; -1 where there are fewer."""
-    latest = np.full((prepared.manifest.num_users, length), -1, np.int32)
-    for partition in range(len(prepared.manifest.partitions)):
+def _read_latest_items(prepared: PreparedSet, length: int, users: range) -> Int32s:
+    """Returns the latest training items of some users, latest first, int32[U, L]; -1 where there are fewer."""
+    latest = np.full((len(users), length), -1, np.int32)
+    for partition in prepared.partitions_of(users):
         histories = prepared.read_partition(partition)
         before, rows = ItemsBefore.of(histories.training, length), np.arange(len(histories.user_idx))
         assert before is not None
-        latest[histories.user_idx] = before.latest(rows, histories.training.lengths)
+        found = before.latest(rows, histories.training.lengths)
+        is_own = (histories.user_idx >= users.start) & (histories.user_idx < users.stop)
+        latest[histories.user_idx[is_own] - users.start] = found[is_own]
     return latest
 
 

@@ -22,7 +22,7 @@ from ray_recsys.config import TrainRecipe
 from ray_recsys.core.arrays import Integers
 from ray_recsys.core.models.contract import USERS, GradientModel, TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
-from ray_recsys.core.training.data_parallel import sum_over_workers
+from ray_recsys.core.training.data_parallel import copy_from_first, sum_over_workers
 from ray_recsys.core.training.row_adam import RowAdam
 from ray_recsys.core.training.rows import RowFinder, TouchedRows
 
@@ -43,9 +43,9 @@ class Learner(Protocol):
         ...
 
 
-def is_sparse(model: GradientModel, recipe: TrainRecipe) -> bool:
-    """Whether a step updates the rows of its batch only."""
-    return recipe.optimizer == "sparse_adam" and bool(model.batch_tables)
+def is_sparse(recipe: TrainRecipe, *, splits_users: bool) -> bool:
+    """Whether a step updates the rows of its batch only, for a model that can be trained so or not."""
+    return recipe.optimizer == "sparse_adam" and splits_users
 
 
 class DenseLearner:
@@ -99,11 +99,11 @@ class SparseLearner:
     Args:
         model: On its device; of its user tables only the rows of this worker's users.
         recipe: Optimization.
-        first_user: The user that has row 0.
+        users: Those whose rows the model has.
     """
 
-    def __init__(self, model: GradientModel, recipe: TrainRecipe, first_user: int = 0) -> None:
-        self._model, self._first_user = model, first_user
+    def __init__(self, model: GradientModel, recipe: TrainRecipe, users: range) -> None:
+        self._model, self.users = model, users
         parameters = dict(model.named_parameters())
         self._device = next(iter(parameters.values())).device
         tables = {field: [n for n in names if n in parameters] for field, names in model.batch_tables.items()}
@@ -115,9 +115,11 @@ class SparseLearner:
         in_tables = {name for names in tables.values() for name in names}
         self._dense = [parameter for name, parameter in parameters.items() if name not in in_tables]
         self.optimizer = torch.optim.Adam(self._dense, lr=recipe.learning_rate, fused=True)
+        users_alone = set(tables.get(USERS, ()))
+        copy_from_first([parameter.detach() for name, parameter in parameters.items() if name not in users_alone])
 
     @property
-    def users(self) -> RowAdam:
+    def user_optimizer(self) -> RowAdam:
         """The state of this worker's rows of users."""
         return self._tables[USERS].optimizer
 
@@ -137,7 +139,7 @@ class SparseLearner:
         touched: dict[str, TouchedRows] = {}
         numbers: dict[str, Any] = {}
         for field, tables in self._tables.items():
-            idx = batch.user_idx - self._first_user if field == USERS else getattr(batch, field)
+            idx = batch.user_idx - self.users.start if field == USERS else getattr(batch, field)
             touched[field], numbers[field] = tables.find(idx, self._device)
         leaves = {
             name: leaf for field, tables in self._tables.items() for name, leaf in tables.gather(touched[field].own)

@@ -106,6 +106,7 @@ class Trainer:
         num_epochs: Epochs to run at most; None: those of the recipe, which the schedule follows in any case.
         device: Where the model is trained.
         wrap: Makes the model data-parallel so that gradients are summed (not averaged) over workers.
+        users: The only users whose rows the model has, where the optimizer is sparse; None: all users.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Trainer:
         num_epochs: int | None = None,
         device: torch.device | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        users: range | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device or torch.device("cpu")
@@ -124,12 +126,18 @@ class Trainer:
         self.progress = Progress()
         self.metric = deciding_metric(recipe)
         self.learner: Learner
-        if is_sparse(model, recipe):
-            self.learner = SparseLearner(self.model, recipe)
+        if is_sparse(recipe, splits_users=bool(model.batch_tables)):
+            users = range(model.num_users) if users is None else users
+            self.learner = SparseLearner(self.model, recipe, users)
         else:
             self.learner = DenseLearner(self.model, recipe, wrap)
         self._num_steps = steps_per_epoch * recipe.epochs
         self._num_epochs = num_epochs or recipe.epochs
+
+    @property
+    def users(self) -> range | None:
+        """The users whose rows this worker has, and no other one; None: every worker has all rows."""
+        return self.learner.users if isinstance(self.learner, SparseLearner) else None
 
     @property
     def is_done(self) -> bool:
