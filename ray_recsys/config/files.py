@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -11,9 +10,11 @@ from pydantic import ValidationError
 from ray_recsys.config.messages import describe_errors
 from ray_recsys.config.recipe import DEFAULT_MODEL, Recipe
 from ray_recsys.errors import RecipeError
+from ray_recsys.storage.files import read_text
+from ray_recsys.storage.location import Location, LocationLike
 
 
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: LocationLike | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of a TOML file (or the defaults) with `section.key=value` overrides laid over it.
 
     Raises:
@@ -23,9 +24,9 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text(encoding="utf8"))
+            data = tomllib.loads(read_text(Location.of(path)))
         except OSError as error:
-            raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+            raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:

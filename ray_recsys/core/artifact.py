@@ -148,6 +148,11 @@ def local_copy(location: Location, files: Mapping[str, Mapping[str, Any]]) -> Lo
     return fetch(location, files)
 
 
+def files_in(files: Mapping[str, Mapping[str, Any]], folder: str) -> dict[str, Mapping[str, Any]]:
+    """Returns the manifest's entries of the files in a folder of the artefact."""
+    return {name: entry for name, entry in files.items() if name.startswith(f"{folder}/")}
+
+
 def refuse_unlisted(directory: Path, files: Collection[str]) -> None:
     """Checks that a local directory has no file that its manifest does not list; hidden ones are not looked at.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_recsys.core.artifact import MANIFEST
+from ray_recsys.core.artifact import MANIFEST, FileDigest, digest_file
 from ray_recsys.errors import ArtifactError, RecsysError
 from ray_recsys.storage.files import (
     check_name,
@@ -24,6 +24,7 @@ from ray_recsys.storage.files import (
     is_file,
     last_change_s,
     list_folder,
+    list_tree,
     read_text,
     scratch_directory,
     sync_directory,
@@ -66,7 +67,7 @@ def publish_tree(directory: Path, location: Location, *, overwrite: bool = False
     before = read_pointer(location / MANIFEST)
     if before.text is not None and not overwrite:
         _refuse_existing(location, overwrite)
-    names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
+    names = list_tree(Location.of(directory))
     upload_tree(directory, location, [name for name in names if name != MANIFEST])
     if MANIFEST in names:
         replace_pointer(location / MANIFEST, (directory / MANIFEST).read_text(encoding="utf8"), before)
@@ -101,6 +102,19 @@ def draft(final: LocationLike, *, overwrite: bool = False) -> Iterator[Location]
         raise
     with suppress(RecsysError):  # the new one is there, whatever becomes of the old one
         _delete_old_parts(location, parts.name, before.text)
+
+
+@contextmanager
+def files_of_draft(root: Location, digests: dict[str, FileDigest]) -> Iterator[Path]:
+    """Yields a local directory for files that this process adds to a draft; `digests` gets those of uploaded files."""
+    if root.is_local:
+        yield Path(root)
+        return
+    with scratch_directory() as directory:
+        yield directory
+        names = list_tree(Location.of(directory))
+        digests.update({name: digest_file(directory / name) for name in names})
+        upload_tree(directory, root, names)
 
 
 def _delete_old_parts(location: Location, current: str, before: str | None) -> None:

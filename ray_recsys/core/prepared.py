@@ -1,4 +1,4 @@
-"""The prepared set: a directory of partitions of users, the item table and a manifest.
+"""The prepared set: partitions of users, the item table and a manifest, in a directory or in an object store.
 
     manifest.json            counts, drops, partitions, split, recipe; size and sha256 of every file
     items.parquet            item_idx, item_id, count (training interactions), title?, category?; row = item_idx
@@ -9,8 +9,9 @@ Items are sorted by descending count, ties by id, so that index 0 is the most po
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +23,12 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int64s
-from ray_recsys.core.artifact import FileDigest, digest_file, parse_manifest, read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact import FileDigest, digest_file, local_copy, parse_manifest, read_manifest, write_manifest
 from ray_recsys.core.histories import Histories, to_table
+from ray_recsys.errors import IntegrityError
+from ray_recsys.storage.cache import fetch
+from ray_recsys.storage.files import written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 KIND = "prepared"
 SCHEMA_VERSION = 2
@@ -69,36 +74,64 @@ class PreparedManifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PreparedSet:
-    """An opened prepared set whose manifest has been checked."""
+    """An opened prepared set whose manifest has been checked; picklable, and readable on any node.
 
-    path: Path
+    Files of a remote set are read through the node's cache, which verifies them.
+    """
+
+    location: Location
     manifest: PreparedManifest
     files: Mapping[str, Mapping[str, Any]]
+    parts: str = ""
+    """Folder inside `location` that has the files; see `artifact_writer.draft`."""
     includes_held_out: bool = False
     """Whether held-out interactions count as training; see `with_held_out`."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Opens a prepared set after checking its manifest and its files' sizes; `verify` checks their content.
+    def open(cls, path: LocationLike) -> Self:
+        """Opens a prepared set after checking its manifest and local files' sizes; `verify` checks their content.
 
         Raises:
             ArtifactError: Not a prepared set, of another schema version, or damaged.
         """
-        path = path.absolute()
-        manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
-        files = manifest.pop("files")
-        return cls(path, parse_manifest(PreparedManifest, manifest, path), files)
+        location = Location.of(path)
+        body = read_manifest(location, kind=KIND, schema_version=SCHEMA_VERSION)
+        files, parts = body.pop("files"), body.pop("parts", "")
+        manifest = parse_manifest(PreparedManifest, body, location)
+        for name in (ITEMS, *(partition.file for partition in manifest.partitions)):
+            if name not in files:
+                raise IntegrityError(f"{location}: {name} is not listed in its manifest", remedy="prepare it again")
+        return cls(location, manifest, files, parts)
+
+    @property
+    def path(self) -> Path:
+        """The directory of a local set."""
+        return Path(self.location / self.parts)
+
+    def partition_path(self, partition: int) -> Path:
+        """Returns the path of a partition's file of a local set."""
+        return self.path / self.manifest.partitions[partition].file
 
     def verify(self, name: str | None = None) -> None:
-        """Checks the content of one file, or of all files in parallel, against the manifest.
+        """Checks the content of one file against the manifest, or of all files of a local set in parallel.
+
+        The files of a remote set are checked when they are read.
 
         Raises:
-            IntegrityError: A file was changed.
+            IntegrityError: A file is missing or was changed.
         """
-        files = [name] if name else sorted(self.files)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            for _ in threads.map(lambda file: verify_file(self.path, file, self.files[file]), files):
-                pass
+        if name is not None:
+            local_copy(self.location / self.parts, {name: self.files[name]})
+        elif self.location.is_local:
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+                for _ in threads.map(self.verify, sorted(self.files)):
+                    pass
+
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path]:
+        """Yields the path of a file on this node's disk, where it stays during the block."""
+        copy = fetch(self.location / self.parts, {name: self.files[name]})
+        yield copy.path / name
 
     def with_held_out(self) -> Self:
         """Returns the same set with every interaction in the training and nothing held out, for a refit."""
@@ -125,13 +158,10 @@ class PreparedSet:
             if info.first_user_idx < users.stop and info.first_user_idx + info.num_users > users.start
         ]
 
-    def partition_path(self, partition: int) -> Path:
-        """Returns the absolute path of a partition's file."""
-        return self.path / self.manifest.partitions[partition].file
-
     def read_partition(self, partition: int) -> Histories:
         """Returns the histories of a partition."""
-        histories = Histories.from_table(pq.read_table(self.partition_path(partition)))
+        with self.on_disk(self.manifest.partitions[partition].file) as path:
+            histories = Histories.from_table(pq.read_table(path))
         return histories.with_held_out() if self.includes_held_out else histories
 
     def read_columns(self, partition: int, columns: Sequence[str]) -> pa.Table:
@@ -140,17 +170,18 @@ class PreparedSet:
             histories = self.read_partition(partition)
             table = to_table(histories, pa.nulls(histories.training.num_users))
             return table.select([column for column in columns if column in table.column_names])
-        file = pq.ParquetFile(self.partition_path(partition))
-        present = set(file.schema_arrow.names)
-        return file.read(columns=[column for column in columns if column in present])
+        with self.on_disk(self.manifest.partitions[partition].file) as path, pq.ParquetFile(path) as file:
+            present = set(file.schema_arrow.names)
+            return file.read(columns=[column for column in columns if column in present])
 
     def read_user_ids(self, partition: int) -> pa.ChunkedArray:
         """Returns the user ids of a partition, in order of user_idx."""
-        return pq.read_table(self.partition_path(partition), columns=["user_id"])["user_id"]
+        return self.read_columns(partition, ["user_id"])["user_id"]
 
     def read_items(self) -> pa.Table:
         """Returns the item table; row i is the item with index i."""
-        return pq.read_table(self.path / ITEMS)
+        with self.on_disk(ITEMS) as path:
+            return pq.read_table(path)
 
     def item_counts(self) -> Int64s:
         """Returns each item's number of training interactions, int64[I]; descending, unless held-out ones count."""
@@ -159,24 +190,24 @@ class PreparedSet:
             for partition in range(len(self.manifest.partitions)):
                 total += np.bincount(self.read_partition(partition).training.item_idx, minlength=len(total))
             return total
-        counts: Int64s = pq.read_table(self.path / ITEMS, columns=["count"])["count"].to_numpy()
+        counts: Int64s = self.read_items()["count"].to_numpy()
         return counts
 
 
 def write_partition(
-    directory: Path, partition: int, histories: Histories, user_ids: pa.Array
+    directory: LocationLike, partition: int, histories: Histories, user_ids: pa.Array
 ) -> tuple[PartitionInfo, FileDigest]:
     """Writes a partition's file into an unfinished prepared set; returns its manifest entry and digest."""
     name = f"users/part-{partition:05d}.parquet"
-    path = directory / name
-    path.parent.mkdir(exist_ok=True)
     table = to_table(histories, user_ids)
     # Times ascend within a user: deltas are smaller than a dictionary, and twice as fast to write and to read.
     ascending = [f"{name}.list.element" for name in table.column_names if name.endswith("timestamp_s")]
     encodings = dict.fromkeys(ascending, "DELTA_BINARY_PACKED")
-    pq.write_table(
-        table, path, compression="zstd", compression_level=1, use_dictionary=False, column_encoding=encodings
-    )
+    with written_file(Location.of(directory) / name, durable=False) as path:
+        pq.write_table(
+            table, path, compression="zstd", compression_level=1, use_dictionary=False, column_encoding=encodings
+        )
+        digest = digest_file(path)
     info = PartitionInfo(
         file=name,
         first_user_idx=histories.first_user_idx,
@@ -185,10 +216,12 @@ def write_partition(
         num_validation=len(histories.validation.item_idx),
         num_test=len(histories.test.item_idx),
     )
-    return info, digest_file(path)
+    return info, digest
 
 
-def write_prepared_manifest(directory: Path, manifest: PreparedManifest, digests: Mapping[str, FileDigest]) -> None:
+def write_prepared_manifest(
+    directory: LocationLike, manifest: PreparedManifest, digests: Mapping[str, FileDigest]
+) -> None:
     """Writes the manifest of an unfinished prepared set; `digests` are those known already, by relative path."""
     body = manifest.model_dump(mode="json")
     write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, digests=digests)

@@ -81,7 +81,7 @@ def compare(
     for name, recipe in recipes.items():
         seeds = range(terms.seed, terms.seed + num_seeds)
         groups.append([cells.cell(output / name, _alike(recipe, terms_of, seed, max_seconds)) for seed in seeds])
-    comparison = Comparison.of(groups, baselines, str(prepared.path))
+    comparison = Comparison.of(groups, baselines, str(prepared.location))
     _write(output, comparison, report)
     return comparison
 
@@ -121,7 +121,7 @@ class _Cells:
         run, file = directory / f"seed-{recipe.seed}", directory / f"seed-{recipe.seed}.json"
         what, is_new, before = f"{directory.name}, seed {recipe.seed}", not run.exists(), _read_cell(file)
         self.report(f"{what}: training")
-        trained = train(self.prepared.path, run, recipe, self.executor, resume=not is_new, report=self.report)
+        trained = train(self.prepared.location, run, recipe, self.executor, resume=not is_new, report=self.report)
         if before is not None and before.terms == self.terms and not is_new:
             self.report(f"{what}: finished already")
             return before

@@ -1,7 +1,5 @@
 """Why a training failed, in words: the worker's own error, a full disk, or what the cluster lacks."""
 
-from pathlib import Path
-
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -9,11 +7,12 @@ from ray_recsys.config import ClusterRecipe
 from ray_recsys.distributed.ray_errors import root_cause
 from ray_recsys.distributed.resources import describe_missing
 from ray_recsys.errors import RecsysError, StageError
+from ray_recsys.storage.location import Location
 
 _DISK_IS_FULL = ("No space left", "os error 28", "file write failed", "unexpected pos")  # torch.save tells no more
 
 
-def explain_failure(error: ray.train.TrainingFailedError, cluster: ClusterRecipe, run: Path) -> RecsysError:
+def explain_failure(error: ray.train.TrainingFailedError, cluster: ClusterRecipe, run: Location) -> RecsysError:
     """Returns the worker's own error, without Ray's layers around it."""
     resume = f"resume with `ray-recsys train --resume --output {run}`"
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})

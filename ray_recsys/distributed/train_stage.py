@@ -6,7 +6,6 @@ Stages and their order are in `training`; what a worker does is in `train_worker
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from ray_recsys.distributed.train_errors import explain_failure
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
 from ray_recsys.errors import RecsysError, StageError
 from ray_recsys.progress import Reporter
+from ray_recsys.storage.location import Location
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # read by Ray's controller
 _START_ATTEMPTS = 2
@@ -46,7 +46,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
         return [callback for callback in default if not isinstance(callback, unused)]
 
 
-def run_stage(args: WorkerArgs, report: Reporter) -> Path:
+def run_stage(args: WorkerArgs, report: Reporter) -> Location:
     """Runs Ray Train to the end, unless an earlier attempt did; returns the last checkpoint, its files checked.
 
     Each attempt has a storage of its own: what a killed one was writing is never read as Ray's own state.
@@ -71,7 +71,7 @@ def run_stage(args: WorkerArgs, report: Reporter) -> Path:
             ),
             run_config=ray.train.RunConfig(
                 name=f"{args.stage}-{len(args.checkpoint_roots()) + 1:04d}",
-                storage_path=str(args.run / RAY_STORAGE),
+                **ray_storage(args.run / RAY_STORAGE),
                 failure_config=_V2.FailureConfig(
                     max_failures=cluster.max_failures,
                     controller_failure_limit=-1 if cluster.wait_for_nodes else _START_ATTEMPTS - 1,
@@ -97,7 +97,7 @@ def run_stage(args: WorkerArgs, report: Reporter) -> Path:
     return checkpoint
 
 
-def _finished(args: WorkerArgs) -> Path | None:
+def _finished(args: WorkerArgs) -> Location | None:
     """Returns the last checkpoint of a stage that an earlier attempt finished; None if something is left to do."""
     checkpoint, damaged = newest_checkpoint(args.checkpoint_roots())
     if checkpoint is None or damaged:
@@ -105,6 +105,14 @@ def _finished(args: WorkerArgs) -> Path | None:
     progress = read_progress(checkpoint)
     is_finished = not progress.partial.num_steps and is_done(progress, args.recipe.train, args.refit_epochs)
     return checkpoint if is_finished else None
+
+
+def ray_storage(location: Location) -> dict[str, Any]:
+    """Returns what tells Ray's RunConfig to keep its files at a location."""
+    if location.is_local:
+        return {"storage_path": str(location)}
+    filesystem, path = location.resolve()
+    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 @contextmanager

@@ -24,10 +24,12 @@ from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_bra
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.checkpoint import (
+    BEST,
     checkpoint_name,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    verify_checkpoint,
 )
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
@@ -44,6 +46,8 @@ from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
 from ray_recsys.progress import EpochFinished, Warned
+from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
 
@@ -53,8 +57,8 @@ class WorkerArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    data: Path
-    run: Path
+    data: Location
+    run: Location
     recipe: Recipe
     resources: FeedResources
     refit_epochs: int | None = None
@@ -63,8 +67,8 @@ class WorkerArgs(BaseModel):
     """What training begins with where there is no checkpoint."""
     branch: Branch | None = None
     """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
-    branches: dict[Branch, Path] = {}
-    """Directories of the trained branches that the whole model begins with."""
+    branches: dict[Branch, Location] = {}
+    """Checkpoints of the trained branches that the whole model begins with."""
 
     @property
     def stage(self) -> str:
@@ -72,9 +76,10 @@ class WorkerArgs(BaseModel):
         kind = "train" if self.refit_epochs is None else "refit"
         return kind if self.branch is None else f"{self.branch}-{kind}"
 
-    def checkpoint_roots(self) -> list[Path]:
+    def checkpoint_roots(self) -> list[Location]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
-        return sorted((self.run / RAY_STORAGE).glob(f"{self.stage}-*"))
+        storage = self.run / RAY_STORAGE
+        return [storage / name for name in list_folder(storage) if name.startswith(f"{self.stage}-")]
 
 
 def train_worker(config: dict[str, Any]) -> Any:
@@ -132,7 +137,8 @@ def _initial_model(prepared: PreparedSet, args: WorkerArgs, users: range | None)
     assert isinstance(recipe.model, NeuMFRecipe)
     assert recipe.model.pretrain is not None
     recipes = branch_recipes(recipe)
-    trained = {branch: read_branch(prepared, recipes[branch], path) for branch, path in args.branches.items()}
+    copies = {branch: verify_checkpoint(checkpoint) for branch, checkpoint in args.branches.items()}
+    trained = {branch: read_branch(prepared, recipes[branch], copy.path / BEST) for branch, copy in copies.items()}
     fuse(model, trained, recipe.model.pretrain)
     if users is not None:
         model.keep_users(users)
@@ -229,5 +235,5 @@ class _Reporter:
             metric=label if label in record.metrics else None,
             metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
-            is_refit=self.args.refit_epochs is not None,
+            stage=self.args.stage,
         )

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
@@ -16,8 +15,9 @@ from ray_recsys.core.models.fusion import Branch, branch_recipes
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
-from ray_recsys.core.training.checkpoint import read_progress
+from ray_recsys.core.training.checkpoint import read_progress, verify_checkpoint
 from ray_recsys.core.training.curves import write_curves, write_plot
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     CURVES,
     CURVES_PLOT,
@@ -31,8 +31,8 @@ from ray_recsys.core.training.run import (
     check_refit,
     finish_run,
     is_unfinished,
-    leased,
     read_start,
+    run_directory,
     start_of,
     start_run,
 )
@@ -44,24 +44,26 @@ from ray_recsys.distributed.resources import require_workers
 from ray_recsys.distributed.train_stage import run_stage
 from ray_recsys.distributed.train_worker import WorkerArgs
 from ray_recsys.progress import Reporter, Warned, silent
+from ray_recsys.storage.files import delete_tree
+from ray_recsys.storage.location import Location, LocationLike
 from ray_recsys.trackers.tracker import tracked
 
 
 def train(
-    data: Path,
-    output: Path,
+    data: LocationLike,
+    output: LocationLike,
     recipe: Recipe,
     executor: Executor,
     *,
     resume: bool = False,
-    warm_start: Path | None = None,
+    warm_start: LocationLike | None = None,
     report: Reporter = silent,
 ) -> TrainResult:
     """Trains the recipe's model, whichever it is, and leaves a finished run.
 
     Args:
-        data: A prepared set, on storage that all workers see.
-        output: The run to write, on storage that all workers see.
+        data: A prepared set, in storage that all workers reach.
+        output: The run to write, in storage that all workers reach.
         recipe: Model, feed, train, cluster and seed.
         executor: For models that are fitted without epochs.
         resume: Resume the unfinished run at `output`; a finished one is left as it is.
@@ -76,15 +78,21 @@ def train(
         RecipeError: A refit would train on a given test.
         StageError: Training failed or diverged.
     """
-    prepared = PreparedSet.open(data)
+    prepared, location = PreparedSet.open(data), Location.of(output)
     start = None if warm_start is None else WarmStart.open(warm_start, recipe)
     if MODELS[recipe.model.name].fit is not None:
-        return _fit_tracked(prepared, output, recipe, executor, resume=resume, report=report)
-    return train_by_gradient(prepared, output.absolute(), recipe, resume=resume, warm_start=start, report=report)
+        return _fit_tracked(prepared, location, recipe, executor, resume=resume, report=report)
+    return train_by_gradient(prepared, location, recipe, resume=resume, warm_start=start, report=report)
 
 
 def refit(
-    finished: Path, data: Path, output: Path, cluster: ClusterRecipe, executor: Executor, *, report: Reporter = silent
+    finished: LocationLike,
+    data: LocationLike,
+    output: LocationLike,
+    cluster: ClusterRecipe,
+    executor: Executor,
+    *,
+    report: Reporter = silent,
 ) -> TrainResult:
     """Trains a finished run's model again on everything, held-out interactions included, into a new run.
 
@@ -106,16 +114,16 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return _fit_tracked(prepared, output, recipe, executor, resume=False, report=report)
-    chosen = _Chosen(read_progress(run.path / LAST), run.manifest.branch_epochs)
+        return _fit_tracked(prepared, Location.of(output), recipe, executor, resume=False, report=report)
+    chosen = _Chosen(read_progress(run.location / LAST), run.manifest.branch_epochs)
     start = run.manifest.warm_start
     return train_by_gradient(
-        prepared, output.absolute(), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+        prepared, Location.of(output), recipe, resume=False, warm_start=start, report=report, chosen=chosen
     )
 
 
 def _fit_tracked(
-    prepared: PreparedSet, output: Path, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
+    prepared: PreparedSet, output: Location, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
 ) -> TrainResult:
     is_new = not resume or is_unfinished(output)
     result = fit(prepared, output, recipe, executor, resume=resume, report=report)
@@ -127,7 +135,7 @@ def _fit_tracked(
 
 def train_by_gradient(
     prepared: PreparedSet,
-    output: Path,
+    output: Location,
     recipe: Recipe,
     *,
     resume: bool,
@@ -139,7 +147,7 @@ def train_by_gradient(
 
     Args:
         prepared: The prepared set.
-        output: The run to write, an absolute path.
+        output: The run to write.
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
@@ -167,7 +175,7 @@ def train_by_gradient(
                 Warned(f"{started.warm_start.version} was refit: it has seen held-out items, validation is too good")
             )
         args = WorkerArgs(
-            data=prepared.path, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
+            data=prepared.location, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
         )
         with tracked(output, recipe, report) as tracking:
             manifest = _train_and_export(args, chosen, tracking)
@@ -195,7 +203,7 @@ def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter
     return _export(checkpoint, chosen, args.run, is_refit=args.recipe.train.refit)
 
 
-def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Path, _Chosen]:
+def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Location, _Chosen]:
     """Trains the branches that the recipe wants trained first, then the whole model.
 
     A warm start begins with a whole model: then no branch is trained.
@@ -209,14 +217,14 @@ def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) ->
         The last checkpoint of the whole model, and what was chosen.
     """
     recipes = branch_recipes(args.recipe) if args.warm_start is None else {}
-    branches: dict[Branch, Path] = {}
+    branches: dict[Branch, Location] = {}
     branch_epochs: dict[str, int] = {}
     for branch, recipe in recipes.items():
         refit_epochs = None if chosen is None else chosen.branch_epochs[branch]
         report(f"pre-training the {branch.upper()} branch")
         stage = args.model_copy(update={"recipe": recipe, "branch": branch, "refit_epochs": refit_epochs})
         checkpoint = run_stage(stage, report)
-        branches[branch], branch_epochs[branch] = checkpoint / checkpoints.BEST, read_progress(checkpoint).best_epoch
+        branches[branch], branch_epochs[branch] = checkpoint, read_progress(checkpoint).best_epoch
     if branches:
         report(f"training NeuMF from its pre-trained {' and '.join(branch.upper() for branch in branches)}")
     refit_epochs = None if chosen is None else chosen.progress.best_epoch
@@ -224,22 +232,23 @@ def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) ->
     return checkpoint, _Chosen(read_progress(checkpoint), branch_epochs)
 
 
-def _export(checkpoint: Path, chosen: _Chosen, output: Path, *, is_refit: bool) -> RunManifest:
+def _export(checkpoint: Location, chosen: _Chosen, output: Location, *, is_refit: bool) -> RunManifest:
     """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
-    for name in (MODEL, LAST):
-        shutil.rmtree(output / name, ignore_errors=True)
-    shutil.copytree(checkpoint, output / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
-    shutil.copytree(checkpoint / checkpoints.BEST, output / MODEL)
-    progress = chosen.progress
-    write_curves(output / CURVES, progress.records)
-    write_plot(output / CURVES_PLOT, progress.records)
-    manifest = finish_run(
-        output,
-        num_epochs=progress.num_epochs,
-        best_epoch=progress.best_epoch,
-        metrics=progress.best_metrics,
-        refit=is_refit,
-        branch_epochs=chosen.branch_epochs,
-    )
-    shutil.rmtree(output / RAY_STORAGE)
+    copy, progress = verify_checkpoint(checkpoint), chosen.progress
+    with run_directory(output) as directory:
+        for name in (MODEL, LAST):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        shutil.copytree(copy.path, directory / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
+        shutil.copytree(copy.path / checkpoints.BEST, directory / MODEL)
+        write_curves(directory / CURVES, progress.records)
+        write_plot(directory / CURVES_PLOT, progress.records)
+        manifest = finish_run(
+            directory,
+            num_epochs=progress.num_epochs,
+            best_epoch=progress.best_epoch,
+            metrics=progress.best_metrics,
+            refit=is_refit,
+            branch_epochs=chosen.branch_epochs,
+        )
+    delete_tree(output / RAY_STORAGE)
     return manifest

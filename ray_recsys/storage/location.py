@@ -170,6 +170,5 @@ def _s3_filesystem(bucket: str, options: Mapping[str, str]) -> pafs.S3FileSystem
         scheme=scheme or None,
         region=options.get("region") or pafs.resolve_s3_region(bucket),
         connect_timeout=_CONNECT_TIMEOUT_S,
-        allow_delayed_open=True,  # a small file in one request instead of three
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
     )

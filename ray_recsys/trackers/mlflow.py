@@ -15,7 +15,8 @@ from ray_recsys.config import Recipe
 from ray_recsys.core.training.run import MLFLOW, read_start
 from ray_recsys.errors import InputError
 from ray_recsys.progress import EpochFinished
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import is_file, read_text, write_bytes
+from ray_recsys.storage.location import Location, LocationLike
 
 _SECTIONS = ("model", "feed", "train")
 _FOLDER = "mlruns"
@@ -34,7 +35,7 @@ class MLflowTracker:
         self._run_id = run_id
 
     @classmethod
-    def start(cls, run: Path, recipe: Recipe) -> Self:
+    def start(cls, run: Location, recipe: Recipe) -> Self:
         """Makes an MLflow run, or continues the one of a training that is resumed.
 
         Raises:
@@ -44,35 +45,33 @@ class MLflowTracker:
             tracker = cls.resume(run)
             tracker._client.update_run(tracker._run_id, status="RUNNING")
             return tracker
-        uri = recipe.track.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or (run.parent / _FOLDER).as_uri()
+        uri = recipe.track.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store(run)
         client, name = _client(uri), recipe.track.experiment
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found is not None else client.create_experiment(name)
         tags = {"run": str(run), "data_fingerprint": read_start(run).input_fingerprint}
         run_id = str(client.create_run(experiment, run_name=run.name, tags=tags).info.run_id)
-        with atomic_file(run / MLFLOW) as unfinished:
-            unfinished.write_text(json.dumps({"uri": uri, "run_id": run_id}) + "\n", encoding="utf8")
+        write_bytes(run / MLFLOW, (json.dumps({"uri": uri, "run_id": run_id}) + "\n").encode())
         tracker = cls(uri, run_id)
         tracker._log_recipe(recipe)
         return tracker
 
     @staticmethod
-    def has_record(run: Path) -> bool:
+    def has_record(run: LocationLike) -> bool:
         """Whether a training run has an MLflow run."""
-        return (run / MLFLOW).is_file()
+        return is_file(Location.of(run) / MLFLOW)
 
     @classmethod
-    def resume(cls, run: Path) -> Self:
+    def resume(cls, run: Location) -> Self:
         """Returns the tracker of a training run that has an MLflow run."""
-        record = json.loads((run / MLFLOW).read_text(encoding="utf8"))
+        record = json.loads(read_text(run / MLFLOW))
         return cls(record["uri"], record["run_id"])
 
     def log_epoch(self, event: EpochFinished) -> None:
         """Records an epoch."""
-        part = "refit_" if event.is_refit else ""
-        self._log(
-            {f"{part}loss": event.loss, f"{part}samples_per_s": event.samples_per_s, **event.metrics}, event.epoch
-        )
+        part = "" if event.stage == "train" else f"{event.stage}_"
+        values = {"loss": event.loss, "samples_per_s": event.samples_per_s, **event.metrics}
+        self._log({f"{part}{name}": value for name, value in values.items()}, event.epoch)
 
     def close(self, metrics: Mapping[str, float] | None) -> None:
         """Records the best epoch's metrics, and how the training ended."""
@@ -97,6 +96,12 @@ class MLflowTracker:
             self._entities.Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in values.items()
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
+
+
+def _local_store(run: Location) -> str:
+    if not run.is_local:
+        raise InputError(f"MLflow keeps no files beside {run}", remedy="set track.mlflow_uri to a server")
+    return Path(run.parent / _FOLDER).as_uri()
 
 
 def _client(uri: str) -> Any:

@@ -7,11 +7,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from ray_recsys.config import Recipe
 from ray_recsys.progress import EpochFinished, Event, Reporter, Warned
+from ray_recsys.storage.location import Location, LocationLike
 from ray_recsys.trackers.mlflow import MLflowTracker
 from ray_recsys.trackers.tensorboard import TensorBoardTracker
 
@@ -97,7 +97,7 @@ class Tracking:
 
 
 @contextmanager
-def tracked(run: Path, recipe: Recipe, report: Reporter) -> Iterator[Tracking]:
+def tracked(run: LocationLike, recipe: Recipe, report: Reporter) -> Iterator[Tracking]:
     """Yields the trackers that a recipe asks for; call `finish` before the block ends without an error.
 
     Args:
@@ -107,9 +107,9 @@ def tracked(run: Path, recipe: Recipe, report: Reporter) -> Iterator[Tracking]:
     """
     makers: dict[str, Callable[[], Tracker]] = {}
     if recipe.track.tensorboard:
-        makers["TensorBoard"] = lambda: TensorBoardTracker(run, recipe)
+        makers["TensorBoard"] = lambda: TensorBoardTracker(Location.of(run), recipe)
     if recipe.track.mlflow:
-        makers["MLflow"] = lambda: MLflowTracker.start(run, recipe)
+        makers["MLflow"] = lambda: MLflowTracker.start(Location.of(run), recipe)
     tracking = Tracking([Background(name, make, report) for name, make in makers.items()], report)
     try:
         yield tracking
@@ -117,10 +117,10 @@ def tracked(run: Path, recipe: Recipe, report: Reporter) -> Iterator[Tracking]:
         tracking.close()
 
 
-def tag_published(run: Path, version: str, report: Reporter) -> None:
+def tag_published(run: LocationLike, version: str, report: Reporter) -> None:
     """Adds a bundle's version to the MLflow record of its run, if there is one."""
-    if not MLflowTracker.has_record(run):
+    if not MLflowTracker.has_record(Location.of(run)):
         return
-    record = Background("MLflow", lambda: MLflowTracker.resume(run), report)
+    record = Background("MLflow", lambda: MLflowTracker.resume(Location.of(run)), report)
     record.call(lambda recorder: recorder.tag_bundle(version))
     record.close()

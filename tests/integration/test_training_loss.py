@@ -150,7 +150,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_resumed(prepare
         train(prepared, run, recipe(max_failures=0))
     newest, _ = newest_checkpoint(run.glob("ray/train-*"))
     assert newest is not None
-    change_a_byte(newest / "weights.safetensors")
+    change_a_byte(Path(newest / "weights.safetensors"))
     for snapshot in run.glob("ray/train-*/*.json"):
         snapshot.write_bytes(snapshot.read_bytes()[:40])  # Ray's own record, half written
     events = train(prepared, run, recipe(), resume=True)

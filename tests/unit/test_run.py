@@ -14,6 +14,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import load_recipe, parse_recipe
 from ray_recsys.core.artifact import write_manifest
 from ray_recsys.core.models.registry import load_model
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     MODEL,
     SCHEMA_VERSION,
@@ -21,7 +22,6 @@ from ray_recsys.core.training.run import (
     RunStart,
     can_resume,
     finish_run,
-    leased,
     start_run,
 )
 from ray_recsys.errors import ArtifactError, IntegrityError, SchemaVersionError

@@ -28,6 +28,7 @@ from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import IntegrityError, SchemaVersionError, StageError
+from ray_recsys.storage.location import Location
 from tests.factories import change_a_byte, make_prepared_set
 
 USERS, ITEMS, STEPS = 60, 40, 3
@@ -237,14 +238,14 @@ def test_the_newest_whole_checkpoint_is_found_beside_damaged_and_half_written_on
         paths[-1].mkdir(parents=True)
         save_checkpoint(trainer, paths[-1], tmp_path / "best")
     directories = sorted(tmp_path.glob("train-*"))
-    assert newest_checkpoint(directories) == (paths[2], [])
+    assert newest_checkpoint(directories) == (Location.of(paths[2]), [])
     change_a_byte(paths[2] / "optimizer.pt")
     found, damaged = newest_checkpoint(directories)
-    assert found == paths[1]
+    assert found == Location.of(paths[1])
     assert "optimizer.pt" in damaged[0].message
     (paths[1] / "manifest.json").unlink()  # an upload that a kill ended
     found, damaged = newest_checkpoint(directories)
-    assert (found, len(damaged)) == (paths[0], 2)
+    assert (found, len(damaged)) == (Location.of(paths[0]), 2)
     assert newest_checkpoint([tmp_path / "nothing"]) == (None, [])
 
 

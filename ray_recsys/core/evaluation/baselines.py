@@ -83,7 +83,7 @@ class MeanRating:
 
 def fit_mean_rating(prepared: PreparedSet, executor: Executor) -> MeanRating:
     """Returns the mean rating of a prepared set's training interactions, which must have ratings."""
-    stage, num_parts = f"averaging the ratings of {prepared.path}", len(prepared.manifest.partitions)
+    stage, num_parts = f"averaging the ratings of {prepared.location}", len(prepared.manifest.partitions)
     sums, counts = np.zeros(prepared.manifest.num_items), np.zeros(prepared.manifest.num_items)
     for items, part_sums, part_counts in map_in_order(executor, partial(_item_sums, prepared), num_parts, stage=stage):
         sums[items] += part_sums

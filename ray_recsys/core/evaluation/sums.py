@@ -60,7 +60,7 @@ def activity_buckets(prepared: PreparedSet, executor: Executor) -> Buckets:
         executor.map(
             partial(_activity_counts, prepared),
             len(prepared.manifest.partitions),
-            stage=f"counting interactions of users of {prepared.path}",
+            stage=f"counting interactions of users of {prepared.location}",
         )
     )
     values, where = np.unique(np.concatenate([values for values, _ in parts]), return_inverse=True)

@@ -6,7 +6,6 @@ Only findings, item counts and ids in the wrong partition come back from a task.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_recsys.core.arrays import Int64s
-from ray_recsys.core.artifact import verify_file
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.inspecting.audit_findings import (
@@ -42,6 +40,7 @@ from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.negatives import NegativeSampler
 from ray_recsys.errors import IntegrityError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import LocationLike
 
 EPOCH = 1
 MAX_NEGATIVE_PARTITIONS = 8
@@ -83,7 +82,7 @@ class AuditedItems:
         return cls(rank, NegativeSampler.from_recipe(prepared.manifest.recipe, counts))
 
 
-def audit(data: Path, executor: Executor, *, report: Reporter = silent) -> AuditReport:
+def audit(data: LocationLike, executor: Executor, *, report: Reporter = silent) -> AuditReport:
     """Returns what is wrong with a prepared set.
 
     Raises:
@@ -117,7 +116,7 @@ def _damaged_side_files(prepared: PreparedSet) -> list[Finding]:
             try:
                 prepared.verify(name)
             except IntegrityError as error:
-                findings.append(damaged_file(prepared.path / name, error))
+                findings.append(damaged_file(prepared.location / name, error))
     return findings
 
 
@@ -128,7 +127,7 @@ def _audit_partitions(
     num_partitions = len(prepared.manifest.partitions)
     task = partial(_audit_one, prepared, executor.share(AuditedItems.of(prepared, items)))
     audits: dict[int, PartitionAudit] = {}
-    for partition, audited in executor.map(task, num_partitions, stage=f"auditing {prepared.path}"):
+    for partition, audited in executor.map(task, num_partitions, stage=f"auditing {prepared.location}"):
         _add_counts(recount, audited.item_idx, audited.counts)
         audits[partition] = replace(audited, item_idx=_no_items(), counts=_no_items())
         report(f"checked {len(audits):,} of {num_partitions:,} partitions")
@@ -146,7 +145,9 @@ def _add_counts(recount: Int64s, item_idx: Int64s, counts: Int64s) -> None:
     recount[item_idx[is_known]] += counts[is_known]
 
 
-def _report(data: Path, prepared: PreparedSet | None, findings: list[Finding], num_negatives: int = 0) -> AuditReport:
+def _report(
+    data: LocationLike, prepared: PreparedSet | None, findings: list[Finding], num_negatives: int = 0
+) -> AuditReport:
     """Returns the report; a set whose manifest cannot be trusted counts as empty."""
     manifest = prepared.manifest if prepared else None
     return AuditReport(
@@ -164,10 +165,11 @@ def audit_partition(
     """Checks a partition: its file and, if that is intact, its users and one epoch of their negatives."""
     info = prepared.manifest.partitions[partition]
     try:
-        verify_file(prepared.path, info.file, prepared.files[info.file])
-        table = pq.read_table(prepared.path / info.file)
+        prepared.verify(info.file)
+        with prepared.on_disk(info.file) as path:
+            table = pq.read_table(path)
     except (IntegrityError, pa.ArrowException, KeyError, OSError) as error:
-        return PartitionAudit((damaged_file(prepared.path / info.file, error),))
+        return PartitionAudit((damaged_file(prepared.location / info.file, error),))
     num_items, split = len(items.rank), prepared.manifest.split
     users = AuditedUsers(Histories.from_table(table), table["user_id"].combine_chunks(), num_items)
     findings = [
@@ -189,7 +191,7 @@ def audit_partition(
     return PartitionAudit(tuple(findings), item_idx.astype(np.int64), counts.astype(np.int64), num_negatives, misplaced)
 
 
-def damaged_file(path: Path, error: Exception) -> Finding:
+def damaged_file(path: LocationLike, error: Exception) -> Finding:
     """Returns the finding of a file that is missing, truncated or changed."""
     text = error.message if isinstance(error, IntegrityError) else f"{path}: {error}"
     return Finding(fault="damaged files", count=1, examples=(text,))

@@ -6,7 +6,6 @@ times as the number of interactions per day.
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.histories import Interactions
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.storage.location import LocationLike
 
 DAY_S = 86_400
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -120,7 +120,7 @@ class Tally:
         return TimeRange(first_s=self.first_s, last_s=self.last_s, interactions_per_day=_pairs(starts, sums))
 
 
-def describe(data: Path) -> Description:
+def describe(data: LocationLike) -> Description:
     """Returns the description of a prepared set.
 
     Raises:
@@ -141,7 +141,7 @@ def describe_tally(prepared: PreparedSet, tally: Tally) -> Description:
     num_interactions = manifest.num_training + manifest.num_validation + manifest.num_test
     item_counts = prepared.item_counts()
     return Description(
-        data=str(prepared.path),
+        data=str(prepared.location),
         created_at=manifest.created_at,
         num_users=manifest.num_users,
         num_items=manifest.num_items,

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ray_recsys.errors import DataError
+from ray_recsys.storage.location import Location
 
 Format = Literal["parquet", "csv", "tsv", "movielens", "jsonl", "user_lines"]
 _ENDINGS: dict[str, Format] = {
@@ -64,6 +65,8 @@ def resolve_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if uri.startswith("s3://"):
+        return Location.of(uri).resolve()
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -13,14 +13,15 @@ neighbours.npy, neighbour_scores.npy
 smoke.json                         queries with their answers, asked again before it goes live (see `guard`)
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
-from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file
+from ray_recsys.core.artifact import local_copy, parse_manifest, read_manifest, refuse_unlisted
 from ray_recsys.core.models import neighbours
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
@@ -32,6 +33,8 @@ from ray_recsys.core.recommending.checked_once import check_once
 from ray_recsys.core.recommending.seen import SeenItems
 from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import IntegrityError
+from ray_recsys.storage.cache import LocalCopy, fetch
+from ray_recsys.storage.location import Location, LocationLike
 
 KIND = "bundle"
 SCHEMA_VERSION = 4
@@ -91,32 +94,40 @@ class BundleManifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose every file was checked; the large ones are memory-mapped."""
+    """A bundle whose every file was checked; the large ones are memory-mapped.
+
+    The files of a remote one are in this node's cache, where they stay as long as this object lives.
+    """
 
     path: Path
+    """Directory that has the files on this node."""
     manifest: BundleManifest
     users: Vocabulary
     catalogue: Catalogue
     seen: SeenItems
     neighbours: Neighbours
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    copy: LocalCopy | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: LocationLike) -> Self:
         """Opens a bundle after checking every byte of it against the manifest, once a node.
 
         Raises:
             ArtifactError: There is no bundle, it is of another schema version, or damaged; names the file.
         """
-        path = path.absolute()
-        manifest = read_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION)
+        location = Location.of(path)
+        manifest = read_manifest(location, kind=KIND, schema_version=SCHEMA_VERSION)
         files = manifest.pop("files")
+        copy = fetch(location, files)
 
         def verify() -> None:
-            for name, entry in files.items():
-                verify_file(path, name, entry)
+            local_copy(Location.of(copy.path), files)
+            refuse_unlisted(copy.path, files)
 
-        check_once("sha256", path, verify)
-        bundle = cls.of_files(path, parse_manifest(BundleManifest, manifest, path))
+        check_once("sha256", copy.path, verify)
+        of_files = cls.of_files(copy.path, parse_manifest(BundleManifest, manifest, location))
+        bundle = replace(of_files, files=files, copy=copy)
         bundle._check_counts()
         return bundle
 

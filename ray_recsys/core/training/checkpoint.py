@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ray_recsys.core.artifact import FileDigest, digest_file, read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact import FileDigest, digest_file, local_copy, read_manifest, write_manifest
 from ray_recsys.core.models.contract import SplitModel
 from ray_recsys.core.models.files import ARRAYS, HEADER, save_model_part
 from ray_recsys.core.models.user_parts import read_user_rows, write_user_part
@@ -30,6 +30,9 @@ from ray_recsys.core.training.data_parallel import all_gather, rank_of_process
 from ray_recsys.core.training.learner import SparseLearner
 from ray_recsys.core.training.trainer import Progress, Trainer
 from ray_recsys.errors import ArtifactError, IntegrityError
+from ray_recsys.storage.cache import LocalCopy
+from ray_recsys.storage.files import list_folder, read_bytes
+from ray_recsys.storage.location import Location, LocationLike
 
 KIND = "checkpoint"
 SCHEMA_VERSION = 2
@@ -114,10 +117,11 @@ def checkpoint_name(progress: Progress) -> str:
     return f"{_PREFIX}{progress.num_epochs:06d}-{progress.partial.num_steps:09d}-{uuid.uuid4().hex[:8]}"
 
 
-def newest_checkpoint(directories: Iterable[Path]) -> tuple[Path | None, list[ArtifactError]]:
+def newest_checkpoint(directories: Iterable[LocationLike]) -> tuple[Location | None, list[ArtifactError]]:
     """Returns the newest checkpoint whose every file is as it was written, and what is wrong with newer ones."""
     damaged: list[ArtifactError] = []
-    found = (path for directory in directories for path in directory.glob(f"{_PREFIX}*"))
+    folders = map(Location.of, directories)
+    found = (folder / name for folder in folders for name in list_folder(folder) if name.startswith(_PREFIX))
     for path in sorted(found, key=lambda path: path.name, reverse=True):
         try:
             verify_checkpoint(path)
@@ -129,26 +133,26 @@ def newest_checkpoint(directories: Iterable[Path]) -> tuple[Path | None, list[Ar
     return None, damaged
 
 
-def load_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
+def load_checkpoint(trainer: Trainer, directory: LocationLike, best: Path) -> None:
     """Restores a trainer's state from a checkpoint, and the best epoch's model into the directory `best`.
 
     Raises:
         ArtifactError: No checkpoint, another schema version, truncated or changed; names the file.
     """
-    verify_checkpoint(directory)
+    copy = verify_checkpoint(directory)
     try:
-        weights = load_file(directory / WEIGHTS)
+        weights = load_file(copy.path / WEIGHTS)
         if trainer.users is not None:
-            weights |= _restore_users(trainer, directory, trainer.users)
+            weights |= _restore_users(trainer, copy.path, trainer.users)
         trainer.model.load_state_dict(weights)
-        state = torch.load(directory / OPTIMIZER, map_location=trainer.device, weights_only=True)
+        state = torch.load(copy.path / OPTIMIZER, map_location=trainer.device, weights_only=True)
         trainer.learner.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise IntegrityError(f"{directory} does not hold the state of this recipe's model: {error}") from error
     trainer.progress = read_progress(directory)
     shutil.rmtree(best, ignore_errors=True)
     if trainer.progress.best_epoch:
-        _restore_best(directory / BEST, best, trainer.users)
+        _restore_best(copy.path / BEST, best, trainer.users)
 
 
 def _restore_users(trainer: Trainer, directory: Path, users: range) -> dict[str, Tensor]:
@@ -172,23 +176,24 @@ def _restore_best(source: Path, best: Path, users: range | None) -> None:
             shutil.copy(source / name, best / name)
 
 
-def verify_checkpoint(directory: Path) -> None:
-    """Checks every file of a checkpoint.
+def verify_checkpoint(directory: LocationLike) -> LocalCopy:
+    """Returns a checkpoint on this node's disk, every file of it checked.
 
     Raises:
         ArtifactError: No checkpoint, another schema version, truncated or changed; names the file.
     """
-    for name, entry in read_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION)["files"].items():
-        verify_file(directory, name, entry)
+    location = Location.of(directory)
+    return local_copy(location, read_manifest(location, kind=KIND, schema_version=SCHEMA_VERSION)["files"])
 
 
-def read_progress(directory: Path) -> Progress:
+def read_progress(directory: LocationLike) -> Progress:
     """Returns the progress of a checkpoint's run.
 
     Raises:
         IntegrityError: Its file cannot be read.
     """
+    file = Location.of(directory) / PROGRESS
     try:
-        return _PROGRESS.validate_json((directory / PROGRESS).read_bytes())
+        return _PROGRESS.validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
-        raise IntegrityError(f"{directory / PROGRESS} cannot be read: {error}") from error
+        raise IntegrityError(f"{file} cannot be read: {error}") from error

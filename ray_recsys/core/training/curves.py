@@ -4,20 +4,23 @@ import csv
 import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from ray_recsys.core.training.trainer import EpochRecord
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 _WIDTH, _HEIGHT = 360, 190  # of a panel, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 28, 30
 _INK, _LINE, _GRID = "#1d2a30", "#2f6f8f", "#d8dee2"
 
 
-def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
+def write_curves(location: LocationLike, records: Sequence[EpochRecord]) -> None:
     """Writes one line per epoch, atomically."""
     names = _metric_names(records)
-    with atomic_file(path, durable=False) as unfinished, unfinished.open("w", newline="", encoding="utf8") as file:
+    with (
+        written_file(Location.of(location), durable=False) as path,
+        path.open("w", newline="", encoding="utf8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["epoch", "loss", *names, "samples_per_s", "train_s", "validate_s"])
         for record in records:
@@ -26,7 +29,7 @@ def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
             writer.writerow([record.epoch, f"{record.loss:.6f}", *metrics, *times])
 
 
-def write_plot(path: Path, records: Sequence[EpochRecord]) -> None:
+def write_plot(location: LocationLike, records: Sequence[EpochRecord]) -> None:
     """Writes a panel for the loss and for each validation metric over the epochs, two in a row, atomically."""
     panels = [("loss", [(record.epoch, record.loss) for record in records])]
     panels += [
@@ -40,8 +43,8 @@ def write_plot(path: Path, records: Sequence[EpochRecord]) -> None:
     )
     size = f'viewBox="0 0 {2 * _WIDTH} {rows * _HEIGHT}" width="{2 * _WIDTH}" height="{rows * _HEIGHT}"'
     style = f'font-family="system-ui, sans-serif" font-size="11" fill="{_INK}"'
-    with atomic_file(path, durable=False) as unfinished:
-        unfinished.write_text(
+    with written_file(Location.of(location), durable=False) as path:
+        path.write_text(
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}><rect width="100%" height="100%" fill="#fff"/>'
             f"{drawn}</svg>\n",
             encoding="utf8",

@@ -14,9 +14,6 @@ mlflow.json              which MLflow run records this one
 """
 
 import datetime as dt
-import fcntl
-import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +25,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe
-from ray_recsys.core.artifact import parse_manifest, read_manifest, verify_file, write_manifest
+from ray_recsys.core.artifact import MANIFEST, files_in, local_copy, parse_manifest, read_manifest, write_manifest
+from ray_recsys.core.artifact_writer import publish_tree
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.training.lease import LEASE
 from ray_recsys.core.training.warm_start import WarmStart
 from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import exists, is_file, read_bytes, scratch_directory, write_bytes
+from ray_recsys.storage.location import Location, LocationLike
+from ray_recsys.storage.pointers import create_file
 
 KIND = "run"
 SCHEMA_VERSION = 2
@@ -47,8 +48,6 @@ LAST = "last"
 RAY_STORAGE = "ray"
 TENSORBOARD = "tensorboard"
 MLFLOW = "mlflow.json"
-
-LEASE = ".lease"
 
 _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
@@ -93,7 +92,7 @@ class TrainResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    run: Path
+    run: Location
     model: str
     num_users: int
     num_items: int
@@ -106,29 +105,34 @@ class TrainResult(BaseModel):
     """Of this call, start-up of the workers included."""
 
     @classmethod
-    def of(cls, path: Path, manifest: RunManifest, start_s: float) -> Self:
+    def of(cls, path: LocationLike, manifest: RunManifest, start_s: float) -> Self:
         """Returns the result of a training that started at `start_s` of `time.perf_counter`."""
         shared = manifest.model_dump(include={"num_users", "num_items", "num_epochs", "best_epoch", "metrics", "refit"})
         wall_s = round(time.perf_counter() - start_s, 3)
-        return cls(run=path, model=manifest.recipe.model.name, wall_s=wall_s, **shared)
+        return cls(run=Location.of(path), model=manifest.recipe.model.name, wall_s=wall_s, **shared)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A finished run whose manifest is valid."""
 
-    path: Path
+    location: Location
     manifest: RunManifest
     files: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def path(self) -> Path:
+        """The directory of a local run."""
+        return Path(self.location)
+
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Opens a finished run: checks manifest, presence and sizes; `verify` and `load_model` check content.
+    def open(cls, path: LocationLike) -> Self:
+        """Opens a finished run: checks its manifest and local files' sizes; `verify` and `load_model` check content.
 
         Raises:
             ArtifactError: No run, an unfinished one, another schema version, or damaged.
         """
-        path = path.absolute()
+        path = Location.of(path)
         if is_unfinished(path):
             raise ArtifactError(
                 f"{path}: training has not finished", remedy="resume it with `ray-recsys train --resume`"
@@ -138,13 +142,13 @@ class Run:
         return cls(path, parse_manifest(RunManifest, manifest, path), files)
 
     def verify(self) -> None:
-        """Checks the content of every file against the manifest.
+        """Checks the content of every file of a local run; those of a remote one are checked when they are read.
 
         Raises:
             IntegrityError: A file was changed.
         """
-        for name, entry in self.files.items():
-            verify_file(self.path, name, entry)
+        if self.location.is_local:
+            local_copy(self.location, self.files)
 
     def load_model(self) -> Model:
         """Returns the trained model.
@@ -152,10 +156,8 @@ class Run:
         Raises:
             IntegrityError: One of its files was changed.
         """
-        for name, entry in self.files.items():
-            if name.startswith(f"{MODEL}/"):
-                verify_file(self.path, name, entry)
-        return load_model(self.path / MODEL)
+        copy = local_copy(self.location, files_in(self.files, MODEL))
+        return load_model(copy.path / MODEL)
 
 
 def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None = None) -> RunStart:
@@ -178,72 +180,62 @@ def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
     """
     if recipe.train.refit and prepared.manifest.split.get("method") == "given":
         raise RecipeError(
-            f"train.refit = true: {prepared.path} has its test in files of its own, on which a refit would train",
+            f"train.refit = true: {prepared.location} has its test in files of its own, on which a refit would train",
             remedy="set train.refit = false, or prepare one log with another split.method",
         )
 
 
-def is_unfinished(path: Path) -> bool:
+def is_unfinished(path: LocationLike) -> bool:
     """Whether a directory holds a run that was started and not finished."""
-    return (path / STARTED).is_file() and not (path / "manifest.json").exists()
+    location = Location.of(path)
+    return is_file(location / STARTED) and not is_file(location / MANIFEST)
 
 
-def start_run(path: Path, start: RunStart) -> None:
+def start_run(path: LocationLike, start: RunStart) -> None:
     """Makes the directory of a new run, with its recipe.
 
     Raises:
         ArtifactError: It exists.
     """
-    if path.exists():
-        remedy = "choose another directory" + (", or resume it with --resume" if is_unfinished(path) else "")
-        raise ArtifactError(f"{path} exists already", remedy=remedy)
-    path.mkdir(parents=True)
-    (path / RECIPE).write_text(dump_recipe(start.recipe), encoding="utf8")
-    with atomic_file(path / STARTED) as unfinished:  # last: a directory with this file is a run that can be resumed
-        unfinished.write_text(start.model_dump_json(indent=2) + "\n", encoding="utf8")
+    location = Location.of(path)
+    if exists(location):
+        remedy = "choose another directory" + (", or resume it with --resume" if is_unfinished(location) else "")
+        raise ArtifactError(f"{location} exists already", remedy=remedy)
+    write_bytes(location / RECIPE, dump_recipe(start.recipe).encode())
+    # last: a directory with this file is a run that can be resumed
+    create_file(location / STARTED, (start.model_dump_json(indent=2) + "\n").encode())
 
 
 @contextmanager
-def leased(path: Path) -> Iterator[None]:
-    """Keeps a run to one process at a time; a killed one no longer holds it.
+def run_directory(run: Location) -> Iterator[Path]:
+    """Yields a local directory to complete a run in, with what it started with; it is the run once the block ends.
 
-    Raises:
-        ArtifactError: Another process is training it; names the process.
+    A local run is completed in place. The files of another one are uploaded, the manifest last.
     """
-    with (path / LEASE).open("a+", encoding="utf8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ArtifactError(
-                f"{path} is being trained by {file.read() or 'another process'}",
-                remedy="wait until it ends, or end it, before you resume the run",
-            ) from None
-        except OSError:
-            pass  # a file system without locks: nothing can be told about other processes
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        if not is_unfinished(path):
-            (path / LEASE).unlink(missing_ok=True)
+    if run.is_local:
+        yield Path(run)
+        return
+    with scratch_directory() as directory:
+        for name in (STARTED, RECIPE):
+            (directory / name).write_bytes(read_bytes(run / name))
+        yield directory
+        publish_tree(directory, run)
 
 
-def read_start(path: Path) -> RunStart:
+def read_start(path: LocationLike) -> RunStart:
     """Returns what an unfinished run started with.
 
     Raises:
         IntegrityError: Its file cannot be read.
     """
+    file = Location.of(path) / STARTED
     try:
-        return RunStart.model_validate_json((path / STARTED).read_text(encoding="utf8"))
+        return RunStart.model_validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
-        raise IntegrityError(
-            f"{path / STARTED} cannot be read ({error})", remedy="train again into another directory"
-        ) from error
+        raise IntegrityError(f"{file} cannot be read ({error})", remedy="train again into another directory") from error
 
 
-def can_resume(path: Path, start: RunStart) -> bool:
+def can_resume(path: LocationLike, start: RunStart) -> bool:
     """Whether the run at `path` is unfinished.
 
     A start without a bundle fits any run: the run's own bundle is used.
@@ -261,7 +253,7 @@ def can_resume(path: Path, start: RunStart) -> bool:
     if different := _differences(before.recipe, start.recipe):
         raise ArtifactError(
             f"{path} started with another recipe ({', '.join(different)})",
-            remedy=f"resume with --recipe {path / RECIPE}, or train into another directory",
+            remedy=f"resume with --recipe {Location.of(path) / RECIPE}, or train into another directory",
         )
     if start.warm_start is not None and start.warm_start != before.warm_start:
         began = "without a bundle" if before.warm_start is None else f"from bundle {before.warm_start.version}"
@@ -270,6 +262,13 @@ def can_resume(path: Path, start: RunStart) -> bool:
             remedy="resume without --warm-start, or train into another directory",
         )
     return is_open
+
+
+def relevant_sections(recipe: Recipe) -> dict[str, Any]:
+    """Returns the part of a recipe that decides what a run computes."""
+    sections = recipe.model_dump(mode="json", include={"seed", *_SECTIONS})
+    del sections["train"]["checkpoint_every_s"]
+    return sections
 
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
@@ -282,7 +281,7 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
 
 
 def finish_run(
-    path: Path,
+    directory: Path,
     *,
     num_epochs: int,
     best_epoch: int,
@@ -290,9 +289,9 @@ def finish_run(
     refit: bool = False,
     branch_epochs: Mapping[str, int] | None = None,
 ) -> RunManifest:
-    """Completes a run whose model (and last/ and curves.csv) are written; returns its manifest."""
+    """Completes a run in its `run_directory`, where model (and last/ and curves.csv) are; returns its manifest."""
     manifest = RunManifest(
-        **read_start(path).model_dump(),
+        **read_start(directory).model_dump(),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         num_epochs=num_epochs,
         best_epoch=best_epoch,
@@ -301,5 +300,5 @@ def finish_run(
         branch_epochs=dict(branch_epochs or {}),
     )
     body = manifest.model_dump(mode="json")
-    write_manifest(path, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)
+    write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, exclude=_NOT_CHECKED)
     return manifest

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.training.trainer import DecidingMetric
+from ray_recsys.storage.location import Location
 
 
 class Trial(BaseModel):
@@ -42,8 +43,8 @@ class TuneResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    output: Path
-    best_recipe: Path
+    output: Location
+    best_recipe: Location
     """Ready to train."""
     num_trials: int
     best: Trial

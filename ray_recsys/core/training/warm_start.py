@@ -11,7 +11,6 @@ Shapes: N users or items of the new data, W columns of all tables side by side.
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from scipy.sparse import csr_array
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Bools, Float32s, Float64s
+from ray_recsys.core.artifact import read_manifest
 from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
@@ -30,6 +30,8 @@ from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.catalogue import VOCABULARY
 from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import ArtifactError, InputError, IntegrityError
+from ray_recsys.storage.cache import fetch
+from ray_recsys.storage.location import Location, LocationLike
 
 _FREE_KEYS = ("init_std", "dropout", "gmf_loss_weight", "pretrain")
 """Keys of [model] that may differ: they change neither a parameter's shape nor its meaning."""
@@ -40,13 +42,13 @@ class WarmStart(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    bundle: Path
+    bundle: Location
     version: str
     refit: bool
     """Whether its model has seen held-out interactions: validation is then too good."""
 
     @classmethod
-    def open(cls, path: Path, recipe: Recipe) -> Self:
+    def open(cls, path: LocationLike, recipe: Recipe) -> Self:
         """Checks a bundle, every byte of it, and whether the recipe's model can start from its model.
 
         Raises:
@@ -63,10 +65,10 @@ class WarmStart(BaseModel):
         if keys:
             different = ", ".join(f"model.{key} = {before.get(key)}, the recipe {now.get(key)}" for key in keys)
             raise ArtifactError(
-                f"{opened.path} cannot start this model: it has {different}",
+                f"{path} cannot start this model: it has {different}",
                 remedy="train with the bundle's values, or without --warm-start",
             )
-        return cls(bundle=opened.path, version=opened.version, refit=opened.manifest.refit)
+        return cls(bundle=Location.of(path), version=opened.version, refit=opened.manifest.refit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,14 @@ class Coverage:
         )
 
 
-def warm_start(model: GradientModel, source: Path, prepared: PreparedSet, own_users: range | None = None) -> Coverage:
+def warm_start(
+    model: GradientModel, source: LocationLike, prepared: PreparedSet, own_users: range | None = None
+) -> Coverage:
     """Replaces a model's initial parameters by those of a bundle; every worker comes to the same.
 
     Args:
         model: Just built, on any device.
-        source: The bundle's directory, which `WarmStart.open` has checked.
+        source: The bundle, which `WarmStart.open` has checked.
         prepared: The set that is trained on; a partition at a time is read.
         own_users: The users whose rows the model has; None: all.
 
@@ -98,16 +102,19 @@ def warm_start(model: GradientModel, source: Path, prepared: PreparedSet, own_us
         ArtifactError: The bundle knows none of the users and items.
         IntegrityError: The bundle's files are missing, damaged or of another model.
     """
-    parameters, state = model.parameters_of(source / bundle.MODEL), model.state_dict()
+    location = Location.of(source)
+    files = read_manifest(location, kind=bundle.KIND, schema_version=bundle.SCHEMA_VERSION)["files"]
+    copy = fetch(location, files)
+    parameters, state = model.parameters_of(copy.path / bundle.MODEL), model.state_dict()
     user_tables, item_tables = ([n for n in names if n in state] for names in (model.user_tables, model.item_tables))
     _check_shapes(parameters, state, {*user_tables, *item_tables}, source)
     partitions = range(len(prepared.manifest.partitions))
     user_ids = [prepared.read_user_ids(partition) for partition in partitions]
-    users = _Side.of(user_ids, Vocabulary.open(source / bundle.USERS), [parameters[name] for name in user_tables])
+    users = _Side.of(user_ids, Vocabulary.open(copy.path / bundle.USERS), [parameters[name] for name in user_tables])
     item_ids = [prepared.read_items()["item_id"]]
-    items = _Side.of(item_ids, Vocabulary.open(source / VOCABULARY), [parameters[name] for name in item_tables])
+    items = _Side.of(item_ids, Vocabulary.open(copy.path / VOCABULARY), [parameters[name] for name in item_tables])
     if not (users.is_known.any() or items.is_known.any()):
-        raise ArtifactError(f"{source} knows none of the users and items of {prepared.path}")
+        raise ArtifactError(f"{source} knows none of the users and items of {prepared.location}")
     if not (users.is_known.all() and items.is_known.all()):
         _fill_new_rows(users, items, prepared)
     found = {name: values for name, values in parameters.items() if name not in (*user_tables, *item_tables)}
@@ -121,7 +128,7 @@ def warm_start(model: GradientModel, source: Path, prepared: PreparedSet, own_us
 
 
 def _check_shapes(
-    parameters: Mapping[str, Float32s], state: Mapping[str, torch.Tensor], tables: Collection[str], source: Path
+    parameters: Mapping[str, Float32s], state: Mapping[str, torch.Tensor], tables: Collection[str], source: LocationLike
 ) -> None:
     """Checks that each parameter is there: a table of the same width, any other of the same shape."""
     for name, parameter in state.items():

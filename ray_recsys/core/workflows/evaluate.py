@@ -88,7 +88,7 @@ def evaluate(
     else:
         lists = _read_lists(candidates, prepared, report)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
-    total = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.path}", output, report)
+    total = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.location}", output, report)
     return EvaluationResult(
         split=split,
         protocol=protocol_label(recipe) if candidates is None else "given",
@@ -104,7 +104,8 @@ def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, 
     first = next(iter(total.sums.values())).total if total.sums else MetricSums()
     if not first.num_users:
         raise EmptyDataError(
-            f"{prepared.path}: no user has held-out {split} items", remedy="choose another split, or prepare with one"
+            f"{prepared.location}: no user has held-out {split} items",
+            remedy="choose another split, or prepare with one",
         )
     return {
         "num_users": first.num_users,
@@ -133,7 +134,7 @@ def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -
         model.check_fits(prepared)
         if model.refit and not allow_refit:
             raise ArtifactError(
-                f"{model.path} was refit on everything: it has seen the held-out items of {prepared.path}",
+                f"{model.path} was refit on everything: it has seen the held-out items of {prepared.location}",
                 remedy="evaluate a run without train.refit, or give --candidates that it has not seen",
             )
     return opened
@@ -161,8 +162,9 @@ def _baselines(
 
 
 def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: int) -> pa.Schema:
-    user_id = pq.read_schema(prepared.partition_path(0)).field("user_id").type
-    item_id = pq.read_schema(prepared.path / ITEMS).field("item_id").type
+    with prepared.on_disk(prepared.manifest.partitions[0].file) as users, prepared.on_disk(ITEMS) as items:
+        user_id = pq.read_schema(users).field("user_id").type
+        item_id = pq.read_schema(items).field("item_id").type
     facts: dict[str, object] = {
         "protocol": protocol_label(recipe),
         "split": split,

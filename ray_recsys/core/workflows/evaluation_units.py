@@ -1,9 +1,9 @@
 """Users to evaluate, in units that run as independent tasks; sums come back, and rows of the rankings file."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -23,9 +23,10 @@ from ray_recsys.core.evaluation.two_stage import two_stage_sums
 from ray_recsys.core.executor import Shared
 from ray_recsys.core.histories import Histories
 from ray_recsys.core.models.contract import Model, Scorer
-from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.workflows.trained_model import TrainedModel
+from ray_recsys.storage.cache import fetch
+from ray_recsys.storage.location import Location
 
 USERS_PER_UNIT = 1024
 MEAN_RATING = "Mean rating"
@@ -67,14 +68,13 @@ class Scorers:
         """Returns the scorers by label."""
         # Ray leaves a worker process with the threads that its last task set.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.num_tasks))
-        models = {label: _load(str(model.directory), model.version) for label, model in self.models.items()}
+        models = {label: _load(model) for label, model in self.models.items()}
         return {**models, **self.baselines.get()}
 
     def load_stages(self, label: str) -> tuple[Model, Model]:
         """Returns the model that reranks and the one that recalls."""
         model = self.models[label]
-        recall = model.recall_directory or model.directory
-        return _load(str(model.directory), model.version), _load(str(recall), model.version)
+        return _load(model), _load_recall(model) or _load(model)
 
     def predicts_ratings(self, label: str) -> bool:
         """Whether a model's scores are ratings."""
@@ -82,8 +82,13 @@ class Scorers:
 
 
 @lru_cache(maxsize=8)
-def _load(directory: str, version: str) -> Model:  # noqa: ARG001 - tells models at one path apart
-    return load_model(Path(directory))
+def _load(model: TrainedModel) -> Model:
+    return model.load()
+
+
+@lru_cache(maxsize=8)
+def _load_recall(model: TrainedModel) -> Model | None:
+    return model.load_recall()
 
 
 class Work(Protocol):
@@ -135,7 +140,7 @@ class SplitUsers:
         """Returns the result of a unit's users."""
         partition, row = self._ranges[unit]
         file = self.prepared.manifest.partitions[partition].file
-        table = _read_partition(self.prepared.path / file, self.prepared.files[file]["sha256"])
+        table = _read_partition(_Listed.of(self.prepared, file))
         table = table.slice(row, USERS_PER_UNIT)
         histories = Histories.from_table(table)
         result = UnitResult(num_eligible=int((held_out_of(histories, self.split).lengths > 0).sum()))
@@ -175,23 +180,42 @@ class SplitUsers:
             weights = user_weights(part.user_idx, self.num_resamples, self.seed) if self.num_resamples else None
             sums += EvaluationSums.of(part, histories, frame, self.recipe.ks, weights)
             if self.rankings is not None:
-                item_ids = _read_item_ids(self.prepared.path / ITEMS, self.prepared.files[ITEMS]["sha256"])
+                item_ids = _read_item_ids(_Listed.of(self.prepared, ITEMS))
                 rows.append(
                     rankings_batch(label, part, histories, user_ids=user_ids, item_ids=item_ids, schema=self.rankings)
                 )
         return UnitResult({**result.sums, label: sums}, result.num_eligible, result.two_stage, tuple(rows))
 
 
-@lru_cache(maxsize=1)
-def _read_partition(path: Path, digest: str) -> pa.Table:  # noqa: ARG001 - tells files at one path apart
-    file = pq.ParquetFile(path)
-    present = set(file.schema_arrow.names)
-    return file.read(columns=[name for name in _COLUMNS if name in present])
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A file of a prepared set, told apart from others at the same location by its digest."""
+
+    root: Location
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, prepared: PreparedSet, name: str) -> Self:
+        return cls(prepared.location / prepared.parts, name, **prepared.files[name])
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Returns the given columns, without those that the file lacks."""
+        copy = fetch(self.root, {self.name: {"bytes": self.bytes, "sha256": self.sha256}})
+        with pq.ParquetFile(copy.path / self.name) as file:
+            present = set(file.schema_arrow.names)
+            return file.read(columns=[name for name in columns if name in present])
 
 
 @lru_cache(maxsize=1)
-def _read_item_ids(path: Path, digest: str) -> pa.Array:  # noqa: ARG001 - tells files at one path apart
-    return pq.read_table(path, columns=["item_id"])["item_id"].combine_chunks()
+def _read_partition(file: _Listed) -> pa.Table:
+    return file.read(_COLUMNS)
+
+
+@lru_cache(maxsize=1)
+def _read_item_ids(file: _Listed) -> pa.Array:
+    return file.read(["item_id"])["item_id"].combine_chunks()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from pathlib import Path
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.executor import Executor
@@ -15,16 +14,18 @@ from ray_recsys.core.training.run import (
     can_resume,
     check_refit,
     finish_run,
+    run_directory,
     start_of,
     start_run,
 )
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import Location, LocationLike
 
 
 def fit(
     prepared: PreparedSet,
-    output: Path,
+    output: LocationLike,
     recipe: Recipe,
     executor: Executor,
     *,
@@ -47,7 +48,7 @@ def fit(
     """
     start_s = time.perf_counter()
     check_refit(prepared, recipe)
-    output, start = output.absolute(), start_of(prepared, recipe)
+    start = start_of(prepared, recipe)
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
@@ -63,9 +64,10 @@ def fit(
     if recipe.train.refit:
         report("fitting again on everything, held-out interactions included")
         model = spec.fit(prepared.with_held_out(), recipe, executor)
-    shutil.rmtree(output / MODEL, ignore_errors=True)
-    (output / MODEL).mkdir()
-    model.save(output / MODEL)
-    manifest = finish_run(output, num_epochs=0, best_epoch=0, metrics=metrics, refit=recipe.train.refit)
+    with run_directory(Location.of(output)) as directory:
+        shutil.rmtree(directory / MODEL, ignore_errors=True)
+        (directory / MODEL).mkdir()
+        model.save(directory / MODEL)
+        manifest = finish_run(directory, num_epochs=0, best_epoch=0, metrics=metrics, refit=recipe.train.refit)
     report(f"fitted: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items()) or 'no validation'}")
     return TrainResult.of(output, manifest, start_s)

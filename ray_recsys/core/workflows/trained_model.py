@@ -1,10 +1,9 @@
 """The model of a run or of a bundle, and whether it belongs to a prepared set."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from ray_recsys.core.artifact import read_kind
+from ray_recsys.core.artifact import files_in, read_kind
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
@@ -13,16 +12,18 @@ from ray_recsys.core.recommending.bundle import Bundle, BundleManifest
 from ray_recsys.core.training import run
 from ray_recsys.core.training.run import Run, RunManifest, is_unfinished
 from ray_recsys.errors import ArtifactError
+from ray_recsys.storage.cache import fetch
+from ray_recsys.storage.location import Location, LocationLike
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """Where a checked model is and what it was trained on."""
 
-    path: Path
+    path: Location
     """Of the run or bundle."""
-    directory: Path
-    """Of the model's files."""
+    files: tuple[tuple[str, int, str], ...]
+    """Name, size and sha256 of the models' files."""
     name: str
     """As in the registry of models."""
     version: str
@@ -37,28 +38,33 @@ class TrainedModel:
     """Whether it has seen the held-out interactions of the prepared set."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: LocationLike) -> Self:
         """Returns the model of a run or bundle, every file of which is checked.
 
         Raises:
             ArtifactError: It is neither, another schema version, unfinished or damaged; names the file.
         """
-        path = path.absolute()
+        path = Location.of(path)
         kind = read_kind(path)
         made: BundleManifest | RunManifest
         if kind == bundle.KIND:
-            made = Bundle.open(path).manifest
-            directory, version, fingerprint = path / bundle.MODEL, made.version, made.data_fingerprint
+            of_bundle = Bundle.open(path)
+            made, files = of_bundle.manifest, of_bundle.files
+            version, fingerprint = made.version, made.data_fingerprint
         elif kind == run.KIND or is_unfinished(path):
             opened = Run.open(path)
             opened.verify()
-            made = opened.manifest
-            directory, version, fingerprint = path / run.MODEL, made.created_at, made.input_fingerprint
+            made, files = opened.manifest, opened.files
+            version, fingerprint = made.created_at, made.input_fingerprint
         else:
             raise ArtifactError(f"{path} is neither a run nor a bundle", remedy="give what `train` or `publish` wrote")
         return cls(
             path=path,
-            directory=directory,
+            files=tuple(
+                (name, entry["bytes"], entry["sha256"])
+                for folder in (bundle.MODEL, bundle.RECALL_MODEL)
+                for name, entry in files_in(files, folder).items()
+            ),
             name=made.recipe.model.name,
             version=version,
             num_users=made.num_users,
@@ -70,13 +76,17 @@ class TrainedModel:
 
     def load(self) -> Model:
         """Returns the model."""
-        return load_model(self.directory)
+        return self._load(bundle.MODEL)
 
-    @property
-    def recall_directory(self) -> Path | None:
-        """Files of the model that recalls, in a bundle that has one of its own; None: the model recalls for itself."""
-        directory = self.path / bundle.RECALL_MODEL
-        return directory if directory.is_dir() else None
+    def load_recall(self) -> Model | None:
+        """Returns the model that recalls, in a bundle that has one of its own; None: the model recalls for itself."""
+        return self._load(bundle.RECALL_MODEL) if any(self._files_in(bundle.RECALL_MODEL)) else None
+
+    def _load(self, folder: str) -> Model:
+        return load_model(fetch(self.path, self._files_in(folder)).path / folder)
+
+    def _files_in(self, folder: str) -> dict[str, dict[str, Any]]:
+        return {n: {"bytes": size, "sha256": sha} for n, size, sha in self.files if n.startswith(f"{folder}/")}
 
     def check_fits(self, prepared: PreparedSet) -> None:
         """Checks that the model was trained on a prepared set: only then do indices mean the same.
@@ -89,7 +99,7 @@ class TrainedModel:
         if (self.input_fingerprint, *found) != (data.input_fingerprint, data.num_users, data.num_items):
             raise ArtifactError(
                 f"{self.path} was trained on other data ({found[0]:,} users, {found[1]:,} items, fingerprint "
-                f"{self.input_fingerprint}) than {prepared.path} ({data.num_users:,} users, {data.num_items:,} items, "
-                f"fingerprint {data.input_fingerprint})",
+                f"{self.input_fingerprint}) than {prepared.location} ({data.num_users:,} users, "
+                f"{data.num_items:,} items, fingerprint {data.input_fingerprint})",
                 remedy="give --data the prepared set that the model was trained on, or train on this one",
             )
