@@ -1,6 +1,5 @@
 """Commands on a registry: list, show, publish, rollback, prune."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +9,7 @@ from ray_recsys.commands.invocation import INPUT, Invocation, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.commands.serving import publish
 from ray_recsys.config.serving import BundleRecipe
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.core.recommending.bundle import BundleManifest
@@ -64,7 +64,7 @@ registry.add_command(publish)
 @registry.command("list")
 @_registry_option
 @takes_invocation
-def list_versions(invocation: Invocation, *, path: Path) -> None:
+def list_versions(invocation: Invocation, *, path: Location) -> None:
     """Lists the versions, newest first."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -78,7 +78,7 @@ def list_versions(invocation: Invocation, *, path: Path) -> None:
 @_registry_option
 @click.argument("version", required=False)
 @takes_invocation
-def show(invocation: Invocation, *, path: Path, version: str | None) -> None:
+def show(invocation: Invocation, *, path: Location, version: str | None) -> None:
     """Shows the manifest of a version, by default the live one."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -93,7 +93,7 @@ def show(invocation: Invocation, *, path: Path, version: str | None) -> None:
 @_registry_option
 @click.option("--to", metavar="VERSION", help="The version to go back to; default: the last good one.")
 @takes_invocation
-def rollback(invocation: Invocation, *, path: Path, to: str | None) -> None:
+def rollback(invocation: Invocation, *, path: Location, to: str | None) -> None:
     """Makes an older version live, after checking it."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -107,7 +107,7 @@ def rollback(invocation: Invocation, *, path: Path, to: str | None) -> None:
 @_registry_option
 @click.option("--keep", type=click.IntRange(min=1), default=5, help="Newest versions that stay.")
 @takes_invocation
-def prune(invocation: Invocation, *, path: Path, keep: int) -> None:
+def prune(invocation: Invocation, *, path: Location, keep: int) -> None:
     """Removes old versions, but never the live one, the one before it, or one that is being served."""
     from ray_recsys.core.recommending.registry import Registry
 
