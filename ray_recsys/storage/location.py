@@ -117,10 +117,8 @@ class Location:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Lets results hold locations: a string in JSON."""
-        return core_schema.no_info_plain_validator_function(
-            cls.of, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
-        )
+        """Lets pydantic's models hold locations; they are dumped as strings."""
+        return core_schema.no_info_plain_validator_function(cls.of, serialization=core_schema.to_string_ser_schema())
 
 
 LocationLike: TypeAlias = str | os.PathLike[str] | Location
