@@ -25,8 +25,8 @@ class EpochFinished:
     """All validation metrics; empty without validation."""
     seconds: float | None = None
     """Of the epoch, validation included; None: not measured."""
-    is_refit: bool = False
-    """Whether it is an epoch of the refit on everything."""
+    stage: str = "train"
+    """`train`, `refit`, or that of a branch which is trained first; each counts its epochs from 1."""
 
     @property
     def most_s_left(self) -> float | None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, recipe_option, takes_invocation
+from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts, scalars
 from ray_recsys.storage.location import Location
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--model", "models", type=INPUT, required=True, multiple=True, metavar="RUN|BUNDLE", help="May be repeated."
+    "--model",
+    "models",
+    type=INPUT,
+    required=True,
+    multiple=True,
+    metavar="RUN|BUNDLE|REGISTRY",
+    help="May be repeated; of a registry, its live bundle.",
 )
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", help="Held-out items to rank.")
@@ -51,7 +57,7 @@ def evaluate(
         require_matplotlib()
     with invocation.connect() as executor:
         result = run(
-            models,
+            [live_bundle(model) for model in models],
             PreparedSet.open(data),
             invocation.recipe.evaluate,
             executor,

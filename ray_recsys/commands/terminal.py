@@ -31,7 +31,7 @@ class TerminalReporter:
             console=console or Console(stderr=True),
             transient=True,
         )
-        self._tasks: dict[bool, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -49,14 +49,13 @@ class TerminalReporter:
             self._move(event)
 
     def _move(self, event: EpochFinished) -> None:
-        if event.is_refit not in self._tasks:
-            for earlier in self._tasks.values():  # the training, which may have stopped early
+        if event.stage not in self._tasks:
+            for earlier in self._tasks.values():  # which may have stopped early
                 self._bars.remove_task(earlier)
-            name = "refitting" if event.is_refit else "training"
-            self._tasks = {event.is_refit: self._bars.add_task(name, total=event.num_epochs, state="")}
+            self._tasks = {event.stage: self._bars.add_task(event.stage, total=event.num_epochs, state="")}
             self._bars.start()
         left = "" if event.most_s_left is None else f"at most {duration(event.most_s_left)} left"
-        self._bars.update(self._tasks[event.is_refit], completed=event.epoch, state=left)
+        self._bars.update(self._tasks[event.stage], completed=event.epoch, state=left)
         self._bars.refresh()
         if event.epoch == event.num_epochs:
             self._bars.stop()

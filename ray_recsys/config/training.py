@@ -110,7 +110,10 @@ class TuneRecipe(Section):
     max_time_s: float | None = Field(default=None, gt=0)
     """The search ends after this time with the trials it has; None: with `num_trials`."""
     max_concurrent_trials: PositiveInt = 2
-    """Each trial is one process with one CPU."""
+    """As many as there is room for, and not more than this."""
+    workers_per_trial: PositiveInt = 1
+    """Data-parallel workers of a trial, each with `cluster.cpus_per_worker` CPUs, rounded up, and a GPU if
+    `cluster.use_gpu`. A trial that is lost with its node begins again, at most `cluster.max_failures` times."""
     grace_epochs: PositiveInt = 3
     """Epochs that every trial gets."""
     reduction_factor: int = Field(default=2, ge=2)

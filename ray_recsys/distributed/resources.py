@@ -122,6 +122,17 @@ def _check_workers(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Non
     _check_amounts(needed, _free_resources(needed), cluster, "has free")
 
 
+def num_workers_that_fit(needed: Mapping[str, float]) -> int:
+    """Returns how many workers that need so much each the living nodes hold, if nothing else used them."""
+    return _num_that_fit(needed, _nodes())
+
+
+def _num_that_fit(needed: Mapping[str, float], nodes: list[dict[str, float]]) -> int:
+    return sum(
+        min(int((node.get(name, 0.0) + _TOLERANCE) / amount) for name, amount in needed.items()) for node in nodes
+    )
+
+
 def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluster: ClusterRecipe, verb: str) -> None:
     for name, amount in needed.items():
         has = there.get(name, 0.0)
@@ -139,13 +150,7 @@ def _check_amounts(needed: Mapping[str, float], there: Mapping[str, Any], cluste
 
 
 def _check_nodes_hold(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> None:
-    room = sum(
-        min(
-            int((node.get("CPU", 0.0) + _TOLERANCE) / cluster.cpus_per_worker),
-            int(node.get("GPU", 0.0)) if cluster.use_gpu else cluster.num_workers,
-        )
-        for node in nodes
-    )
+    room = _num_that_fit({"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.use_gpu else {}), nodes)
     if room < cluster.least_workers:
         raise ClusterError(
             f"{cluster.least_workers} train workers of {cluster.worker_text} do not fit on the cluster's nodes, which "

@@ -224,5 +224,5 @@ class _Reporter:
             metric=label if label in record.metrics else None,
             metrics=record.metrics,
             seconds=record.train_s + record.validate_s,
-            is_refit=self.args.refit_epochs is not None,
+            stage=self.args.stage,
         )

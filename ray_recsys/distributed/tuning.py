@@ -1,8 +1,8 @@
 """Ray Tune over recipe keys, with ASHA; the objective is the model's validation metric.
 
-A trial runs the same epochs as a train worker, alone in its own process: concurrent trials use a machine better than
-data parallelism inside each, and nothing is left behind when the scheduler stops one (Train's placement groups would
-be, without a dashboard). A model that is fitted without epochs is a trial of one step.
+A trial (see `trial`) reserves `tune.workers_per_trial` workers; one each by default, since concurrent trials use a
+machine better than data parallelism inside each. A trial that is lost with its node begins again, at most
+`cluster.max_failures` times. A model that is fitted without epochs is a trial of one step.
 """
 
 import importlib
@@ -19,13 +19,9 @@ from ray.tune.search.optuna import OptunaSearch
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, with_values
 from ray_recsys.config.space import Choice, Distribution, Uniform
-from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.models.fusion import branch_recipes
-from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.lease import leased
-from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import (
     RECIPE,
     STARTED,
@@ -35,14 +31,14 @@ from ray_recsys.core.training.run import (
     start_of,
     start_run,
 )
-from ray_recsys.core.training.trainer import DecidingMetric, Trainer, deciding_metric
+from ray_recsys.core.training.trainer import DecidingMetric, deciding_metric
 from ray_recsys.core.training.trials import Trial, TuneResult, rank_of, write_trials
-from ray_recsys.core.training.validation import Validation
 from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.distributed.train_stage import ray_storage
-from ray_recsys.distributed.train_worker import set_threads
+from ray_recsys.distributed.trial import BEST_EPOCH, ERROR, NUM_EPOCHS, run_trial, trial_resources
+from ray_recsys.distributed.trial_room import NoTrialRoom, require_trial_room
 from ray_recsys.errors import ArtifactError, DataError, InputError, RecipeError, StageError
-from ray_recsys.progress import Reporter, silent
+from ray_recsys.progress import Reporter, Warned, silent
 from ray_recsys.reports.tune_html import write_html
 from ray_recsys.storage.files import delete_file, delete_tree, exists, write_bytes, written_file
 from ray_recsys.storage.location import Location, LocationLike
@@ -72,7 +68,8 @@ def tune(
         DataError: The prepared set has no validation interactions.
         InputError: `tune.search` needs a package that is not installed.
         RecipeError: A key of the space is unknown, a value is out of range, or there is nothing to search.
-        StageError: Every trial failed; nothing is left at `output`.
+        StageError: No trial has a result, and nothing is left at `output`; or the cluster has had no room for a trial
+            for `cluster.start_timeout_s`, and the search can be resumed.
     """
     start_s = time.perf_counter()
     space, searcher = search_space(recipe), _searcher(recipe)
@@ -86,6 +83,7 @@ def tune(
         start_run(output, start)  # refuses it, before the data are read
     prepared.verify()
     require_cpu("tune", recipe.cluster, report=report)
+    require_trial_room(recipe, report)
     if not resume:
         start_run(output, start)
     with leased(output):
@@ -94,9 +92,9 @@ def tune(
             _fit(prepared, output, recipe, space, searcher, report=report), deciding_metric(recipe.train)
         )
         best = trials[0]
-        if best.error is not None:
+        if math.isinf(rank_of(best, deciding_metric(recipe.train))):
             delete_tree(output)
-            raise StageError(f"every trial failed; the first: {best.error}")
+            raise StageError(f"no trial has a result; the first: {best.error or 'the time was over before an epoch'}")
         with written_file(output / TRIALS) as path:
             write_trials(path, trials)
         write_bytes(output / BEST_RECIPE, dump_recipe(with_values(recipe, best.values)).encode())
@@ -142,8 +140,10 @@ def _trials_of(grid: ray_tune.ResultGrid, metric: DecidingMetric) -> list[Trial]
     for number in range(len(grid)):
         result = grid[number]
         frame: Any = result.metrics_dataframe
-        has_curve = frame is not None and metric.label in frame
-        curve = tuple(float(value) for value in frame[metric.label]) if has_curve else ()
+        curve: tuple[float, ...] = ()
+        if frame is not None and metric.label in frame:
+            once = frame.drop_duplicates(NUM_EPOCHS, keep="last")  # a trial that began again reports epochs again
+            curve = tuple(float(value) for value in once[metric.label])
         trials.append(_trial_of(result.config or {}, result.metrics, result.error).model_copy(update={"curve": curve}))
     return sorted(trials, key=lambda trial: rank_of(trial, metric))
 
@@ -185,32 +185,6 @@ def search_space(recipe: Recipe) -> dict[str, Distribution]:
     return space
 
 
-def run_trial(config: dict[str, Any], *, data: LocationLike, recipe: Recipe) -> None:
-    """Trains one recipe in this process and reports its best validation after each epoch to Tune."""
-    chosen = with_values(recipe, config)
-    set_threads(chosen.cluster, workers_on_node=recipe.tune.max_concurrent_trials)
-    prepared = PreparedSet.open(data)
-    validation = Validation.read(prepared, chosen)
-    spec = MODELS[chosen.model.name]
-    if spec.fit is not None:
-        sums = validation.measure(spec.fit(prepared, chosen, SerialExecutor()))
-        ray_tune.report({**sums.means(), "num_epochs": 0, "best_epoch": 0})
-        return
-    assert spec.build is not None
-    feed = local_feed(prepared, chosen)
-    trainer = Trainer(spec.build(prepared, chosen), chosen.train, steps_per_epoch=feed.plan.num_steps)
-
-    def tell(*_: object) -> None:
-        progress = trainer.progress
-        metrics = {trainer.metric.label: math.inf if trainer.metric.is_error else 0.0} | progress.best_metrics
-        ray_tune.report({**metrics, "num_epochs": progress.num_epochs, "best_epoch": progress.best_epoch})
-
-    try:
-        train_epochs(trainer, feed, validation, chosen.seed, tell)
-    finally:
-        feed.close()
-
-
 def _fit(
     prepared: PreparedSet,
     output: Location,
@@ -221,7 +195,9 @@ def _fit(
     report: Reporter,
 ) -> ray_tune.ResultGrid:
     schedule, metric = recipe.tune, deciding_metric(recipe.train)
-    trainable = ray_tune.with_resources(partial(run_trial, data=prepared.location, recipe=recipe), {"cpu": 1})
+    trainable = ray_tune.with_resources(
+        partial(run_trial, data=prepared.location, recipe=recipe), trial_resources(recipe)
+    )
     param_space = {key: _to_tune(distribution) for key, distribution in space.items()}
     storage = ray_storage(output / _STORAGE)
     path, filesystem = f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem")
@@ -250,7 +226,14 @@ def _fit(
             ),
             reuse_actors=False,
         ),
-        run_config=ray_tune.RunConfig(name=_NAME, verbose=0, callbacks=[_TrialReporter(report)], **storage),
+        run_config=ray_tune.RunConfig(
+            name=_NAME,
+            verbose=0,
+            callbacks=[_TrialReporter(report)],
+            failure_config=ray_tune.FailureConfig(max_failures=recipe.cluster.max_failures),
+            stop=NoTrialRoom(recipe, output),
+            **storage,
+        ),
     )
     return tuner.fit()
 
@@ -264,11 +247,18 @@ def _to_tune(distribution: Distribution) -> Any:
 
 
 class _TrialReporter(ray_tune.Callback):
-    """Reports each trial that ends."""
+    """Reports each trial that ends, or that begins again because it was lost."""
 
     def __init__(self, report: Reporter) -> None:
         self._report = report
         self._num_ended = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps its callbacks in a file; a reporter may hold a terminal, which cannot be kept."""
+        return type(self), (silent,)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._report(Warned(f"a trial was lost and begins again: {trial.config}"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._num_ended += 1
@@ -276,7 +266,7 @@ class _TrialReporter(ray_tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._num_ended += 1
-        self._report(f"trial {self._num_ended} failed: {trial.config}")
+        self._report(Warned(f"trial {self._num_ended} failed: {trial.config}"))
 
 
 def _trial_of(values: dict[str, Any], metrics: dict[str, Any] | None, error: Exception | None) -> Trial:
@@ -284,9 +274,9 @@ def _trial_of(values: dict[str, Any], metrics: dict[str, Any] | None, error: Exc
     names = ("Hit@10", "NDCG@10", "Recall@10", "MRR", "RMSE", "MAE")
     return Trial(
         values=values,
-        num_epochs=metrics.get("num_epochs", 0),
-        best_epoch=metrics.get("best_epoch", 0),
+        num_epochs=metrics.get(NUM_EPOCHS, 0),
+        best_epoch=metrics.get(BEST_EPOCH, 0),
         metrics={name: metrics[name] for name in names if name in metrics},
         seconds=round(metrics.get("time_total_s", 0.0), 3),
-        error=None if error is None else str(error).strip().splitlines()[-1],
+        error=metrics.get(ERROR) if error is None else str(error).strip().splitlines()[-1],
     )

@@ -1,14 +1,15 @@
 """A comparison of recipes as one self-contained HTML page: tables, curves, quality by cost, recall, buckets."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from ray_recsys.core.evaluation.comparison import Comparison, RecipeResult
 from ray_recsys.reports.comparison_tables import comparison_tables, facts
+from ray_recsys.reports.evaluation_html import LINES, draw_buckets
 from ray_recsys.reports.page import Plot, cards, figure, header, table, text, write_page
 from ray_recsys.storage.location import Location, LocationLike
 
-_COLORS = ("#2f6f8f", "#c8553d", "#5a8f3c", "#8a5aa8", "#b8860b", "#3b4a54", "#d17ba8", "#1f9e89")
 _STYLES = ("-", "--", ":")
 
 
@@ -68,16 +69,17 @@ def _figures(comparison: Comparison, plot: Plot) -> Iterable[str]:
             plot(lambda axes: _draw_recall(axes, recipes)),
         )
     for name, of in (("by_activity", "user"), ("by_popularity", "held-out item")):
-        if getattr(recipes[0], name):
+        buckets = {result.recipe: getattr(result, name) for result in recipes}
+        if any(buckets.values()):
             yield figure(
                 f"{metric} by training interactions of the {of}",
-                "quartiles; the bar is one standard error; first seed",
-                plot(lambda axes, name=name: _draw_buckets(axes, recipes, name, metric)),  # type: ignore[misc]
+                "quartiles; bars are 95 % intervals over users; first seed",
+                plot(partial(draw_buckets, buckets=buckets, metric=metric)),
             )
 
 
 def _style(number: int) -> dict[str, Any]:
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": _STYLES[number // len(_COLORS) % len(_STYLES)]}
+    return {"color": LINES[number % len(LINES)], "linestyle": _STYLES[number // len(LINES) % len(_STYLES)]}
 
 
 def _legend(axes: Any) -> None:
@@ -118,23 +120,4 @@ def _draw_recall(axes: Any, recipes: Sequence[RecipeResult]) -> None:
                 **_style(number),
             )
     axes.set(xlabel="candidates", ylabel="candidate recall", xscale="log")
-    _legend(axes)
-
-
-def _draw_buckets(axes: Any, recipes: Sequence[RecipeResult], name: str, metric: str) -> None:
-    labels = [bucket.training_interactions for bucket in getattr(recipes[0], name)]
-    width = 0.8 / len(recipes)
-    for number, result in enumerate(recipes):
-        buckets = getattr(result, name)
-        axes.bar(
-            [place + (number + 0.5) * width - 0.4 for place in range(len(buckets))],
-            [bucket.metrics[metric] for bucket in buckets],
-            width,
-            yerr=[bucket.standard_errors[metric] for bucket in buckets],
-            color=_style(number)["color"],
-            error_kw={"linewidth": 0.8},
-            label=result.recipe,
-        )
-    axes.set_xticks(range(len(labels)), labels, fontsize="small")
-    axes.set(xlabel="training interactions", ylabel=metric)
     _legend(axes)

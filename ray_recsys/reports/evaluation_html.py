@@ -11,7 +11,7 @@ from ray_recsys.storage.location import Location, LocationLike
 
 _INTERVAL = 1.96  # standard errors on either side: 95 % of a normal distribution
 _OTHERS = "#8a979d"
-_LINES = (COLOR, "#b4502d", "#5d8a3a", "#7a5c99", "#a6841f", _OTHERS)
+LINES = (COLOR, "#b4502d", "#5d8a3a", "#7a5c99", "#a6841f", _OTHERS)
 
 
 def write_html(result: EvaluationResult, data: LocationLike, path: LocationLike) -> None:
@@ -87,7 +87,7 @@ def _buckets(models: Mapping[str, ModelMetrics], labels: Sequence[str], plot: Pl
         return
     yield f'<h2>{metric} by training interactions</h2><div class="grid">'
     for _, remark, buckets in kept:
-        yield figure(metric, remark, plot(partial(_draw_buckets, buckets=buckets, metric=metric)))
+        yield figure(metric, remark, plot(partial(draw_buckets, buckets=buckets, metric=metric)))
     yield "</div>"
     for counted, _, buckets in kept:
         rows = [
@@ -97,12 +97,13 @@ def _buckets(models: Mapping[str, ModelMetrics], labels: Sequence[str], plot: Pl
         yield table(("training interactions", counted, *(name for name, found in buckets.items() if found)), rows)
 
 
-def _draw_buckets(axes: Any, buckets: Mapping[str, Sequence[BucketMetrics]], metric: str) -> None:
+def draw_buckets(axes: Any, buckets: Mapping[str, Sequence[BucketMetrics]], metric: str) -> None:
+    """Draws a metric by bucket with its 95 % interval, a line per name."""
     names: list[str] = []
     for number, (name, found) in enumerate(buckets.items()):
         values = [bucket.metrics.get(metric, float("nan")) for bucket in found]
         errors = [_INTERVAL * bucket.standard_errors.get(metric, 0.0) for bucket in found]
-        color = _LINES[number % len(_LINES)]
+        color = LINES[number % len(LINES)]
         axes.errorbar(
             range(len(values)), values, yerr=errors, fmt="o-", markersize=3, capsize=2, color=color, label=name
         )

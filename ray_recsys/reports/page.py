@@ -1,6 +1,6 @@
-"""The skeleton of a self-contained HTML page with plots; it refers to no other file and needs no network.
+"""The skeleton of a self-contained HTML page; it refers to no other file and needs no network.
 
-Needs matplotlib (the extra `report`), which is imported when a page is written.
+A page with plots needs matplotlib (the extra `report`), which is imported for the first of them.
 """
 
 import html
@@ -51,12 +51,9 @@ def write_page(path: LocationLike, title: str, body: Callable[[Plot], Sequence[s
         body: Returns the page's parts as HTML; gets a function that draws on matplotlib's axes and returns SVG.
 
     Raises:
-        InputError: Matplotlib is not installed.
+        InputError: The page has plots, and matplotlib is not installed.
     """
-    matplotlib, figures = require_matplotlib()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "describe", "font.size": 9.5, "axes.titlesize": 9.5}
-    with matplotlib.rc_context(settings):
-        parts = body(lambda draw: _svg(figures.Figure, draw))
+    parts = body(_plot)
     content = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -77,8 +74,15 @@ def require_matplotlib() -> tuple[Any, Any]:
         raise InputError(f"plots need matplotlib ({error})", remedy="run: pip install 'ray-recsys[report]'") from error
 
 
-def _svg(figure_class: Any, draw: Draw) -> str:
-    figure = figure_class(figsize=(5.2, 3.0), layout="constrained")
+def _plot(draw: Draw) -> str:
+    """Returns a plot as SVG."""
+    matplotlib, figures = require_matplotlib()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "describe", "font.size": 9.5, "axes.titlesize": 9.5}
+    with matplotlib.rc_context(settings):
+        return _svg(figures.Figure(figsize=(5.2, 3.0), layout="constrained"), draw)
+
+
+def _svg(figure: Any, draw: Draw) -> str:
     axes = figure.subplots()
     axes.grid(visible=True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)

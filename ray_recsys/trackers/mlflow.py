@@ -69,10 +69,9 @@ class MLflowTracker:
 
     def log_epoch(self, event: EpochFinished) -> None:
         """Records an epoch."""
-        part = "refit_" if event.is_refit else ""
-        self._log(
-            {f"{part}loss": event.loss, f"{part}samples_per_s": event.samples_per_s, **event.metrics}, event.epoch
-        )
+        part = "" if event.stage == "train" else f"{event.stage}_"
+        values = {"loss": event.loss, "samples_per_s": event.samples_per_s, **event.metrics}
+        self._log({f"{part}{name}": value for name, value in values.items()}, event.epoch)
 
     def close(self, metrics: Mapping[str, float] | None) -> None:
         """Records the best epoch's metrics, and how the training ended."""

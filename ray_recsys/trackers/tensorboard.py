@@ -23,29 +23,27 @@ class TensorBoardTracker:
     def __init__(self, run: Location, recipe: Recipe) -> None:
         self._directory, self._recipe = run / TENSORBOARD, recipe
         self._writer: SummaryWriter | None = None
-        self._last: tuple[bool, int] = (False, 0)
+        self._last: tuple[str, int] | None = None
 
     def log_epoch(self, event: EpochFinished) -> None:
         """Writes an epoch; what an earlier attempt wrote of it and of later ones is then not shown."""
-        part = "refit" if event.is_refit else "train"
-        here = (event.is_refit, event.epoch)
-        if self._writer is None or here <= self._last:
-            self._reopen(event)
-        self._last = here
+        if self._last is None or self._last[0] != event.stage or event.epoch <= self._last[1]:
+            self._open(event)
+        self._last = (event.stage, event.epoch)
         assert self._writer is not None
-        scalars = {f"{part}/loss": event.loss, f"{part}/samples_per_s": event.samples_per_s}
-        scalars |= {f"validation/{name.replace('@', '_at_')}": value for name, value in event.metrics.items()}
+        scalars = {"loss": event.loss, "samples_per_s": event.samples_per_s}
+        scalars |= {name.replace("@", "_at_"): value for name, value in event.metrics.items()}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, event.epoch)
         self._writer.flush()
 
-    def _reopen(self, event: EpochFinished) -> None:
+    def _open(self, event: EpochFinished) -> None:
+        """Begins a new file; each stage has a directory, which TensorBoard shows as a run."""
         if self._writer is not None:
             self._writer.close()
-        # Purging by step would also hide the training's epochs behind those of its refit.
-        purge_step = None if event.is_refit else event.epoch
         suffix = f".{uuid.uuid4().hex[:8]}"  # the name's time has seconds only
-        self._writer = SummaryWriter(str(self._directory), purge_step=purge_step, filename_suffix=suffix)
+        directory = str(self._directory / event.stage)
+        self._writer = SummaryWriter(directory, purge_step=event.epoch, filename_suffix=suffix)
         self._writer.add_text("recipe", f"```toml\n{dump_recipe(self._recipe)}\n```", 0)
 
     def close(self, metrics: Mapping[str, float] | None) -> None:  # noqa: ARG002 - the epochs have them

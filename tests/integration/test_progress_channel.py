@@ -13,7 +13,7 @@ import ray
 
 from ray_recsys.distributed import progress_channel as module
 from ray_recsys.distributed.progress_channel import ProgressSender, progress_channel
-from ray_recsys.progress import EpochFinished, Event, TrainingRestarted
+from ray_recsys.progress import EpochFinished, Event, TrainingRestarted, Warned
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -75,7 +75,7 @@ def test_the_death_of_the_channel_is_reported_once_and_ends_nothing() -> None:
         start_s = time.monotonic()
         ray.get(work.remote(progress, range(2, 5)), timeout=60)
     assert time.monotonic() - start_s < 30
-    assert events == [epoch(1), "progress is no longer reported: its process is lost; training continues"]
+    assert events == [epoch(1), Warned("progress is no longer reported: its process is lost; training continues")]
 
 
 def test_an_answer_that_was_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

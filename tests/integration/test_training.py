@@ -108,7 +108,7 @@ def test_a_lost_worker_is_replaced_and_a_lost_run_resumed_without_a_trace(
         train(prepared, run, recipe(max_failures=1), report=lines.append)
     killer.join(1)
     assert not killer.is_alive()
-    assert max(line.epoch for line in lines if isinstance(line, EpochFinished)) > 8
+    assert max(line.epoch for line in lines if isinstance(line, EpochFinished)) >= 8  # the ninth may be lost unreported
     with pytest.raises(ArtifactError, match="--resume"):
         Run.open(run)
     resumed: list[Event] = []

@@ -1,10 +1,14 @@
 """Ray Tune for real: a small search stops poor trials early and writes a recipe that is ready to train."""
 
+import contextlib
 import csv
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ray_recsys.config import Recipe
@@ -131,7 +135,7 @@ def test_a_search_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
 def test_a_search_whose_trials_all_fail_leaves_nothing_that_refuses_the_next(tmp_path: Path) -> None:
     data = make_prepared_set(tmp_path / "data")
     diverging = small_search(num_trials=1, space={"train.learning_rate": {"choice": [1e30]}})
-    with pytest.raises(StageError, match=r"every trial failed.*diverged"):
+    with pytest.raises(StageError, match=r"no trial has a result.*diverged"):
         tune(data.path, tmp_path / "tuned", diverging)
     assert not (tmp_path / "tuned").exists()
 
@@ -141,4 +145,32 @@ def test_the_parzen_estimator_searches_too(tmp_path: Path) -> None:
     data = make_prepared_set(tmp_path / "data")
     result = tune(data.path, tmp_path / "tuned", small_search(search="tpe", num_trials=2, max_concurrent_trials=2))
     assert result.num_trials == 2
+    assert all(trial.error is None for trial in result.trials)
     assert all(1e-3 <= trial.values["train.learning_rate"] <= 0.1 for trial in result.trials)
+
+
+def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> None:
+    data = make_prepared_set(tmp_path / "data", num_users=300)
+    killed: list[int] = []
+    lines: list[Event] = []
+
+    def kill_the_trial() -> None:
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    results = list((tmp_path / "tuned/ray/tune").glob("*/result.json"))
+                    if "ImplicitFunc" in " ".join(process.cmdline()) and any(path.stat().st_size for path in results):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_the_trial, daemon=True)
+    thread.start()
+    result = tune(data.path, tmp_path / "tuned", small_search(num_trials=1, workers_per_trial=2), report=lines.append)
+    thread.join(1)
+    assert len(killed) == 1
+    assert sum("a trial was lost and begins again" in str(line) for line in lines) == 1
+    (trial,) = result.trials
+    assert trial.error is None
+    assert trial.num_epochs == 6 == len(trial.curve)

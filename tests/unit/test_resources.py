@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_recsys.config import ClusterRecipe
+from ray_recsys.config import ClusterRecipe, Recipe
+from ray_recsys.config.files import parse_recipe
 from ray_recsys.distributed import resources
 from ray_recsys.distributed.resources import FeedResources, require_cpu, require_workers
-from ray_recsys.errors import ClusterError
+from ray_recsys.distributed.trial import worker_resources
+from ray_recsys.distributed.trial_room import NoTrialRoom, require_trial_room
+from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Event
+from ray_recsys.storage.location import Location
 
 
 class FakeRay:
@@ -166,3 +170,46 @@ def test_workers_and_their_feeds_never_ask_for_more_than_there_is(
     assert feed.num_tasks >= 1
     assert 0.25 <= feed.task_cpus <= 1.0
     assert asked <= sum(cpus) + 1e-6
+
+
+def search(workers: int, **cluster: Any) -> Recipe:
+    return parse_recipe({"tune": {"workers_per_trial": workers}, "cluster": cluster}, "test")
+
+
+def test_a_trial_reserves_what_training_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_resources(search(1)) == {"CPU": 1.0}
+    assert worker_resources(search(1, cpus_per_worker=3.5, use_gpu=True)) == {"CPU": 4.0, "GPU": 1.0}
+    on(monkeypatch, FakeRay({"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}))
+    require_trial_room(search(2, use_gpu=True), lambda _: None)
+    with pytest.raises(
+        ClusterError, match=r"needs 3 workers with 1 CPUs and 1 GPUs each, but the cluster's nodes hold 2"
+    ):
+        require_trial_room(search(3, use_gpu=True), lambda _: None)
+    events: list[Event] = []
+    require_trial_room(search(3, use_gpu=True, wait_for_nodes=True), events.append)
+    assert "waiting for nodes" in str(events[0])
+
+
+def test_a_search_without_room_ends_in_time_and_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr("ray_recsys.distributed.trial_room.time.monotonic", lambda: clock)
+    whole, lost = FakeRay({"CPU": 2.0}, {"CPU": 2.0}), FakeRay({"CPU": 2.0})
+    stopper, patient = (
+        NoTrialRoom(search(3, start_timeout_s=60, wait_for_nodes=waits), Location.of("/runs/search"))
+        for waits in (False, True)
+    )
+    on(monkeypatch, lost)
+    for _ in range(50):  # found again in time
+        clock += 1
+        assert not stopper.stop_all()
+    on(monkeypatch, whole)
+    clock += 1
+    assert not stopper.stop_all()
+    on(monkeypatch, lost)
+    for _ in range(60):
+        clock += 1
+        assert not stopper.stop_all()
+    clock += 1
+    with pytest.raises(StageError, match=r"3 workers, 1 CPUs each, .*waited 60 s.*--resume --output /runs/search"):
+        stopper.stop_all()
+    assert not any(patient.stop_all() for _ in range(3))

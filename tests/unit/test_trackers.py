@@ -17,9 +17,9 @@ from ray_recsys.trackers.mlflow import MLflowTracker
 from ray_recsys.trackers.tracker import Background, Tracking, tag_published, tracked
 
 
-def epoch(number: int, ndcg: float, *, is_refit: bool = False) -> EpochFinished:
-    metrics = {} if is_refit else {"NDCG@10": ndcg}
-    return EpochFinished(number, 3, 1 / number, 100.0, None if is_refit else "NDCG@10", metrics, is_refit=is_refit)
+def epoch(number: int, ndcg: float, stage: str = "train") -> EpochFinished:
+    metrics = {"NDCG@10": ndcg} if stage == "train" else {}
+    return EpochFinished(number, 3, 1 / number, 100.0, "NDCG@10" if metrics else None, metrics, stage=stage)
 
 
 def make_run(path: Path, **track: object) -> Recipe:
@@ -63,18 +63,15 @@ def test_tensorboard_has_each_epoch_once_though_two_were_trained_again(tmp_path:
     with tracked(tmp_path / "run", recipe, seen.append) as tracking:  # --resume, after the driver was lost
         tracking(epoch(2, 0.26))
         tracking(epoch(3, 0.3))
-        tracking(epoch(1, 0.0, is_refit=True))
+        tracking(epoch(1, 0.0, "refit"))
     assert [event for event in seen if isinstance(event, Warned)] == []
     assert [str(event) for event in seen].count("a line") == 1
-    found = scalars(tmp_path / "run/tensorboard")
-    assert [entry for entry in found if entry[0].startswith("validation")] == [
-        ("validation/NDCG_at_10", 1, 0.1),
-        ("validation/NDCG_at_10", 2, 0.26),
-        ("validation/NDCG_at_10", 3, 0.3),
-    ]
-    assert [entry[1:] for entry in found if entry[0] == "train/loss"] == [(1, 1.0), (2, 0.5), (3, 0.3333)]
-    assert ("refit/loss", 1, 1.0) in found
-    assert "learning_rate = 0.02" in str(read_events(tmp_path / "run/tensorboard"))
+    found = scalars(tmp_path / "run/tensorboard/train")
+    values = [entry[1:] for entry in found if entry[0] == "NDCG_at_10"]
+    assert values == [(1, 0.1), (2, 0.26), (3, 0.3)]
+    assert [entry[1:] for entry in found if entry[0] == "loss"] == [(1, 1.0), (2, 0.5), (3, 0.3333)]
+    assert scalars(tmp_path / "run/tensorboard/refit") == [("loss", 1, 1.0), ("samples_per_s", 1, 100.0)]
+    assert "learning_rate = 0.02" in str(read_events(tmp_path / "run/tensorboard/train"))
 
 
 def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:

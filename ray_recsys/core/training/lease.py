@@ -1,4 +1,4 @@
-"""Keeps a run to one process at a time: a lock on a local disk, a lease that is renewed in an object store."""
+"""Keeps a run, or a pipeline's output, to one process: a lock on a local disk, a renewed lease in an object store."""
 
 import fcntl
 import json
@@ -23,12 +23,12 @@ _RENEWALS = 4  # in the time of a lease, so that some may fail
 
 @contextmanager
 def leased(path: LocationLike) -> Iterator[None]:
-    """Keeps a run to this process during the block.
+    """Keeps a run, or a pipeline's output, to this process during the block.
 
     A killed process no longer holds it: at once on a local disk, or if it ran on this machine; else after a minute.
 
     Raises:
-        ArtifactError: Another process is training it; names the process.
+        ArtifactError: Another process holds it; names the process.
         ConflictError: At the end: another process took it meanwhile, since this one could not renew its lease.
     """
     run = Location.of(path)
@@ -38,6 +38,7 @@ def leased(path: LocationLike) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,6 +125,4 @@ def _owner() -> str:
 
 
 def _is_held(run: object, owner: str) -> ArtifactError:
-    return ArtifactError(
-        f"{run} is being trained by {owner}", remedy="wait until it ends, or end it, before you resume the run"
-    )
+    return ArtifactError(f"{run} is in use by {owner}", remedy="wait until it ends, or end it")

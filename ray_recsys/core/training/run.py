@@ -264,6 +264,13 @@ def can_resume(path: LocationLike, start: RunStart) -> bool:
     return is_open
 
 
+def relevant_sections(recipe: Recipe) -> dict[str, Any]:
+    """Returns the part of a recipe that decides what a run computes."""
+    sections = recipe.model_dump(mode="json", include={"seed", *_SECTIONS})
+    del sections["train"]["checkpoint_every_s"]
+    return sections
+
+
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
     for section in _SECTIONS:
