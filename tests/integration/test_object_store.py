@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,11 +14,12 @@ from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.storage.files import list_folder, list_tree, open_input, upload
 from ray_recsys.storage.location import Location
 from tests.app_client import AppClient, local_api
+from tests.factories import write_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 Command = Callable[..., dict[str, Any]]
-NUM_USERS = 60
+NUM_USERS = 60  # of the log
 
 
 @pytest.fixture
@@ -42,18 +42,6 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
-def write_log(path: Path) -> None:
-    """Writes 60 users with 12 of 30 items each, in order of time."""
-    rng = np.random.default_rng(0)
-    rows = [
-        (f"user-{user:02d}", f"item-{item:02d}", 1_000_000 + 100 * user + position)
-        for user in range(NUM_USERS)
-        for position, item in enumerate(rng.permutation(30)[:12])
-    ]
-    names = ("user_id", "item_id", "timestamp")
-    pq.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))), path)
-
-
 def test_the_whole_path_in_a_bucket(place: Location, tmp_path: Path, command: Command) -> None:
     write_log(tmp_path / "log.parquet")
     upload(tmp_path / "log.parquet", place / "logs" / "log.parquet")
@@ -74,7 +62,7 @@ def test_the_whole_path_in_a_bucket(place: Location, tmp_path: Path, command: Co
     ranks = place / "ranks.parquet"
     models = ("--model", place / "run", "--model", place / "knn")
     evaluation = command("evaluate", *models, "--data", data, "--output", ranks)
-    assert set(evaluation["models"]) == {"NeuMF", "Item-based CF", "Popularity", "Random"}
+    assert set(evaluation["models"]) == {"NeuMF", "ItemKNN", "Popularity", "Random"}
     with open_input(ranks) as file:
         assert len(set(pq.read_table(file)["user_id"].to_pylist())) == NUM_USERS
 
