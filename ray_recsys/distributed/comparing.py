@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ray_recsys.config import Recipe
+from ray_recsys.config.files import with_values
 from ray_recsys.core.evaluation.comparison import Cell, Comparison, Cost, CurvePoint, Terms
 from ray_recsys.core.evaluation.result import EvaluationResult
 from ray_recsys.core.executor import Executor
@@ -102,11 +103,17 @@ def name_recipes(files: Sequence[LocationLike]) -> list[str]:
 
 
 def _alike(recipe: Recipe, terms_of: Recipe, seed: int, max_seconds: float | None) -> Recipe:
-    """Returns a recipe with a seed, the comparison's workers and budget, and without a refit."""
-    train_recipe = recipe.train.model_copy(
-        update={"refit": False, "max_time_s": recipe.train.max_time_s if max_seconds is None else max_seconds}
-    )
-    return recipe.model_copy(update={"seed": seed, "cluster": terms_of.cluster, "train": train_recipe})
+    """Returns a recipe with a seed, the comparison's workers and budget, and without a refit.
+
+    A model that is trained in stages shares the budget out to them equally.
+    """
+    values: dict[str, object] = {"seed": seed, "train.refit": False}
+    if max_seconds is not None:
+        pretrain = getattr(recipe.model, "pretrain", None)
+        branches = [branch for branch in ("gmf", "mlp") if getattr(pretrain, branch, None) is not None]
+        stages = ["train", *(f"model.pretrain.{branch}.train" for branch in branches)]
+        values |= {f"{stage}.max_time_s": max_seconds / len(stages) for stage in stages}
+    return with_values(recipe, values).model_copy(update={"cluster": terms_of.cluster})
 
 
 @dataclass(frozen=True, slots=True)
