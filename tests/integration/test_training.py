@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import parse_recipe
-from ray_recsys.core.models.ensemble import Ensemble
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.run import Run, TrainResult
 from ray_recsys.distributed.executor import RayExecutor
@@ -134,23 +133,3 @@ def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet"):
         train(data, tmp_path / "run", recipe())
     assert not (tmp_path / "run").exists()
-
-
-def test_branches_are_trained_first_and_again_by_a_refit_of_every_seed(prepared: PreparedSet) -> None:
-    run, lines = prepared.path.parent / "fused", list[Event]()
-    branch = {"train": {"epochs": 2, "learning_rate": 0.03}}
-    sections = {
-        "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "pretrain": {"gmf": branch, "mlp": "none"}},
-        "train": {"epochs": 1, "refit": True, "num_seeds": 2},
-        "cluster": {"num_workers": 1, "cpus_per_worker": 0.5},
-    }
-    result = train(prepared, run, parse_recipe(sections, "test"), report=lines.append)
-    told = [line for line in lines if isinstance(line, str) and "training" in line]
-    assert told == ["pre-training the GMF branch", "training NeuMF from its pre-trained GMF"] * 3
-    epochs = [line.epoch for line in lines if isinstance(line, EpochFinished)]
-    chosen = Run.open(run).manifest.branch_epochs
-    assert list(chosen) == ["gmf"]
-    assert epochs == [1, 2, 1] + [*range(1, chosen["gmf"] + 1), 1] * 2
-    assert (result.num_epochs, result.refit, result.model) == (1, True, "neumf")
-    assert (run / "curves.csv").read_text().count("\n") == 2
-    assert isinstance(Run.open(run).load_model(), Ensemble)
