@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
@@ -46,7 +47,7 @@ from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import RecsysError
 from ray_recsys.progress import EpochFinished, Warned
-from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.files import list_folder, list_tree, upload_tree
 from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
@@ -164,6 +165,30 @@ def scratch_directory() -> Iterator[Path]:
         yield Path(directory)
 
 
+class _Upload:
+    """Uploads a checkpoint to an object store, its manifest last.
+
+    Ray would copy with `pyarrow.fs.copy_files`, which does not notice that a file could not be stored.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._storage: Any = ray.train.get_context().get_storage()
+        self._location = location / self._storage.experiment_dir_name
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Returns the uploaded checkpoint.
+
+        Raises:
+            RecsysError: The store refused it, or failed after retries.
+        """
+        directory = Path(checkpoint.path)
+        names = list_tree(Location.of(directory))
+        for part in ([other for other in names if other != MANIFEST], [MANIFEST] if MANIFEST in names else []):
+            upload_tree(directory, self._location / name, part)
+        path = self._storage.build_checkpoint_path_from_name(name)
+        return ray.train.Checkpoint(path, self._storage.storage_filesystem)
+
+
 @dataclass(frozen=True, slots=True)
 class _Reporter:
     """Reports to Ray Train, with a checkpoint or this worker's part of it; the first worker also to the driver."""
@@ -218,6 +243,7 @@ class _Reporter:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,  # the first worker's counts
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # it deletes the directory afterwards
+            checkpoint_upload_fn=None if self.args.run.is_local else _Upload(self.args.run / RAY_STORAGE),
         )
 
     @property
