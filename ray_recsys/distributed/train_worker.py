@@ -43,7 +43,7 @@ from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
-from ray_recsys.errors import RecsysError
+from ray_recsys.errors import IntegrityError, RecsysError
 from ray_recsys.progress import EpochFinished, Warned
 from ray_recsys.storage.files import list_folder
 from ray_recsys.storage.location import Location
@@ -115,6 +115,8 @@ def train_worker(config: dict[str, Any]) -> Any:
             train_epochs(
                 trainer, feed, validation, args.recipe.seed, reporter.after_epoch, on_checkpoint=reporter.checkpoint
             )
+        except IntegrityError:
+            raise  # of this worker alone: if it returned, the others would wait for its gradients
         except RecsysError as error:
             return error
         finally:
