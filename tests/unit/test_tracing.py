@@ -32,9 +32,12 @@ def test_a_request_is_a_span_with_one_of_each_stage(tmp_path: Path) -> None:
         "bundle": api.live.bundle.version, "arm": "A", "source": "two-stage", "request_id": ""
     }  # fmt: skip
     for name in ("recall", "rerank"):
-        assert spans[name].parent is not None
-        assert spans[name].parent.span_id == request.context.span_id
-        assert request.start_time <= spans[name].start_time <= spans[name].end_time <= request.end_time
+        parent, own = spans[name].parent, request.context
+        assert parent is not None
+        assert own is not None
+        assert parent.span_id == own.span_id
+        times = [request.start_time, spans[name].start_time, spans[name].end_time, request.end_time]
+        assert times == sorted(time or 0 for time in times)
     assert spans["recall"].end_time == spans["rerank"].start_time
 
 
