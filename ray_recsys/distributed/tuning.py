@@ -20,7 +20,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, with_values
 from ray_recsys.config.space import Choice, Distribution, Uniform
 from ray_recsys.core.models.fusion import branch_recipes
-from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     RECIPE,
@@ -81,7 +81,7 @@ def tune(
         _check_resumable(output, start)
     elif exists(output):
         start_run(output, start)  # refuses it, before the data are read
-    prepared.verify()
+    prepared.verify(ITEMS)  # trials check the partitions that they read
     require_cpu("tune", recipe.cluster, report=report)
     require_trial_room(recipe, report)
     if not resume:
