@@ -135,14 +135,18 @@ def publish(
             parent=home.live(),
         )
         version = home.publish(staging / "bundle", before, live=beside is None)
-    if beside is None:
-        report(f"{version} is live in {home.location}")
-    else:
-        set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
-        report(f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users")
+    report(_go_live(home, version, beside))
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
     return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
+
+
+def _go_live(home: Registry, version: str, beside: Beside | None) -> str:
+    """Makes a version an arm if it is to be one; returns what it is now."""
+    if beside is None:
+        return f"{version} is live in {home.location}"
+    set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
+    return f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users"
 
 
 def _models(
