@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
@@ -45,7 +46,7 @@ from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
 from ray_recsys.errors import IntegrityError, RecsysError
 from ray_recsys.progress import EpochFinished, Warned
-from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.files import list_folder, list_tree, upload_tree
 from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
@@ -64,6 +65,8 @@ class WorkerArgs(BaseModel):
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
     """What training begins with where there is no checkpoint."""
+    member: int = 0
+    """Number of the seed that this training has, of `train.num_seeds`; the recipe's seed is this one's."""
     branch: Branch | None = None
     """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
     branches: dict[Branch, Location] = {}
@@ -73,7 +76,13 @@ class WorkerArgs(BaseModel):
     def stage(self) -> str:
         """What names this training's part of Ray's storage; no name begins another."""
         kind = "train" if self.refit_epochs is None else "refit"
-        return kind if self.branch is None else f"{self.branch}-{kind}"
+        kind = kind if self.branch is None else f"{self.branch}-{kind}"
+        return f"seed{self.member}-{kind}" if self.member else kind
+
+    def of_member(self, member: int) -> "WorkerArgs":
+        """Returns the arguments of another seed."""
+        recipe = self.recipe.model_copy(update={"seed": self.recipe.seed + member})
+        return self.model_copy(update={"member": member, "recipe": recipe})
 
     def checkpoint_roots(self) -> list[Location]:
         """Returns the directories in which all attempts at this training have left checkpoints."""
@@ -162,6 +171,30 @@ def scratch_directory() -> Iterator[Path]:
         yield Path(directory)
 
 
+class _Upload:
+    """Uploads a checkpoint to an object store, its manifest last.
+
+    Ray would copy with `pyarrow.fs.copy_files`, which does not notice that a file could not be stored.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._storage: Any = ray.train.get_context().get_storage()
+        self._location = location / self._storage.experiment_dir_name
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Returns the uploaded checkpoint.
+
+        Raises:
+            RecsysError: The store refused it, or failed after retries.
+        """
+        directory = Path(checkpoint.path)
+        names = list_tree(Location.of(directory))
+        for part in ([other for other in names if other != MANIFEST], [MANIFEST] if MANIFEST in names else []):
+            upload_tree(directory, self._location / name, part)
+        path = self._storage.build_checkpoint_path_from_name(name)
+        return ray.train.Checkpoint(path, self._storage.storage_filesystem)
+
+
 @dataclass(frozen=True, slots=True)
 class _Reporter:
     """Reports to Ray Train, with a checkpoint or this worker's part of it; the first worker also to the driver."""
@@ -216,6 +249,7 @@ class _Reporter:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,  # the first worker's counts
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # it deletes the directory afterwards
+            checkpoint_upload_fn=None if self.args.run.is_local else _Upload(self.args.run / RAY_STORAGE),
         )
 
     @property

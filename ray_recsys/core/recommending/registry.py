@@ -75,13 +75,13 @@ class Registry:
 
     def live(self) -> str | None:
         """Returns the live version; None where nothing was published yet, or CURRENT names a version that is gone."""
-        with suppress(RegistryError, OSError, UnicodeDecodeError):
+        with suppress(RegistryError, OSError):
             return self.current()
         return None
 
     def good(self) -> list[str]:
         """Returns the versions that went live after a check and were not rolled back, latest first."""
-        with suppress(OSError, UnicodeDecodeError):
+        with suppress(OSError):
             names = (read_pointer(self.location / LAST_GOOD).text or "").split()
             return [name for name in names if self._has(name)]
         return []
@@ -270,20 +270,13 @@ class Registry:
         """Puts a version first in LAST_GOOD and takes a bad one out; repeats it if another process writes there too."""
         location = self.location / LAST_GOOD
         while True:
-            before, names = self._read_good(location)
-            good = dict.fromkeys([version, *(name for name in names if name != bad)])
+            before = read_pointer(location)
+            good = dict.fromkeys([version, *(name for name in self.good() if name != bad)])
             try:
                 replace_pointer(location, "".join(f"{name}\n" for name in list(good)[:NUM_GOOD]), before)
             except ConflictError:
                 continue
             return
-
-    def _read_good(self, location: Location) -> tuple[Pointer, list[str]]:
-        try:
-            return read_pointer(location), self.good()
-        except UnicodeDecodeError:  # damaged: written anew
-            delete_file(location)
-            return Pointer(None), []
 
     def _has(self, version: str) -> bool:
         if not _VERSION.fullmatch(version):
