@@ -13,6 +13,7 @@ from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.learner import DenseLearner, SparseLearner
 from ray_recsys.core.training.row_adam import RowAdam
 from ray_recsys.core.training.rows import RowFinder
+from ray_recsys.core.training.trainer import Trainer
 from tests.unit.test_neumf import ITEMS, USERS, make
 
 RATE = 0.01
@@ -54,6 +55,20 @@ def test_steps_that_touch_every_row_are_those_of_dense_adam(name: str) -> None:
     expected = dense.state_dict()
     for key, tensor in ours.state_dict().items():
         torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam"])
+def test_bf16_changes_a_step_by_its_rounding_alone(optimizer: str) -> None:
+    losses: dict[str, float] = {}
+    for precision in ("float32", "bf16"):
+        train = TrainRecipe.model_validate({"l2": 0.1, "optimizer": optimizer, "precision": precision})
+        model = make(train, gmf_loss_weight=0.3, recent_items=4, dropout=0.1)
+        trainer = Trainer(model, train)
+        torch.manual_seed(3)
+        losses[precision] = sum(float(trainer.step(batch_of(USERS, ITEMS, 12, 0, recent=4))) for _ in range(3))
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["bf16"] != losses["float32"]
 
 
 def test_rows_that_no_batch_names_keep_every_bit() -> None:
