@@ -53,6 +53,8 @@ class ServeRecipe(Section):
     max_history: PositiveInt = 1000
     max_allowed: PositiveInt = 10_000
     """Items of an allow-list."""
+    max_list_items: PositiveInt = 1_000_000
+    """Items of a list uploaded by PUT /v1/lists/{name}; its body may have 16 bytes for each, and 1 MiB."""
     ingress_replicas: PositiveInt | None = None
     """none: 2 where the cluster has at least 2 CPUs, so that one that dies or is replaced leaves the other."""
     recall_replicas: PositiveInt = 1
@@ -74,6 +76,10 @@ class ServeRecipe(Section):
     """A line of JSON per request, in the replicas' logs."""
     slow_ms: float = Field(default=500.0, gt=0)
     """Requests that take longer are logged, with or without the access log."""
+    impressions: str | None = None
+    """Directory of Parquet files that record what was shown to whom, for `ray-recsys ab`; none: nothing is recorded."""
+    impressions_max_gb: float = Field(default=10.0, gt=0)
+    """Size of that directory above which impressions are dropped and counted."""
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 

@@ -76,7 +76,7 @@ class ClusterRecipe(Section):
     """Torch threads of a worker; None: its share of the node's cores."""
     placement: Literal["auto", "task", "worker"] = "auto"
     """Where negatives are drawn: in Ray Data tasks or in the train worker. `auto`: in tasks only if the workers use
-    GPUs and the cluster has CPU nodes beside theirs."""
+    GPUs and the cluster has CPU nodes beside theirs, or starts nodes on demand (`wait_for_nodes`)."""
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced."""
     min_workers: PositiveInt | None = None

@@ -8,6 +8,7 @@
 Items are sorted by descending count, ties by id, so that index 0 is the most popular item.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,15 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int64s
-from ray_recsys.core.artifact import FileDigest, digest_file, local_copy, parse_manifest, read_manifest, write_manifest
+from ray_recsys.core.artifact import (
+    FileDigest,
+    digest_file,
+    local_copy,
+    parse_manifest,
+    read_manifest,
+    verify_file,
+    write_manifest,
+)
 from ray_recsys.core.histories import Histories, to_table
 from ray_recsys.errors import IntegrityError
 from ray_recsys.storage.cache import fetch
@@ -129,7 +138,16 @@ class PreparedSet:
 
     @contextmanager
     def on_disk(self, name: str) -> Iterator[Path]:
-        """Yields the path of a file on this node's disk, where it stays during the block."""
+        """Yields the path of a file on this node's disk, where it stays during the block.
+
+        Its content is checked when this process first reads it; a remote file's, when it reaches the node.
+
+        Raises:
+            IntegrityError: It is missing or was changed.
+        """
+        if self.location.is_local:
+            entry = self.files[name]
+            _verify_once(self.path, name, int(entry["bytes"]), str(entry["sha256"]))
         copy = fetch(self.location / self.parts, {name: self.files[name]})
         yield copy.path / name
 
@@ -192,6 +210,11 @@ class PreparedSet:
             return total
         counts: Int64s = self.read_items()["count"].to_numpy()
         return counts
+
+
+@functools.cache
+def _verify_once(directory: Path, name: str, num_bytes: int, sha256: str) -> None:
+    verify_file(directory, name, {"bytes": num_bytes, "sha256": sha256})
 
 
 def write_partition(

@@ -40,7 +40,7 @@ def worker_feed(
     """Returns the epochs of worker `rank`, streamed through Ray Data.
 
     Args:
-        prepared: The set, on storage that all nodes see.
+        prepared: The set, in storage that all nodes reach.
         recipe: Feed, objective, batch size and seed.
         resources: From `require_workers`, called once by the driver.
         rank: Of this worker.

@@ -16,6 +16,7 @@ _TOLERANCE = 1e-6  # of sums of fractional CPUs
 _WAIT_S = 3.0  # for CPUs that an earlier stage is releasing
 _MIN_TASK_CPUS = 0.25
 _MAX_TASK_CPUS = {"worker": 0.5, "task": 1.0}
+_STARTED_CPUS = 2.0  # that each worker's feed asks for where nodes start on demand: they feed 20 M samples/s
 _SCALE_UP = "where nodes start on demand, set cluster.wait_for_nodes"
 
 
@@ -76,6 +77,8 @@ def require_workers(cluster: ClusterRecipe, *, report: Reporter = silent) -> Fee
         report(f"waiting for nodes: {error.message}")
     placement = _choose_placement(cluster, nodes)
     spare = sum(node.get("CPU", 0.0) for node in nodes) / cluster.num_workers - cluster.cpus_per_worker
+    if placement == "task" and cluster.wait_for_nodes:
+        spare = max(spare, _STARTED_CPUS)
     task_cpus = min(_MAX_TASK_CPUS[placement], max(_MIN_TASK_CPUS, spare))
     return FeedResources(placement, int(task_cpus * 100) / 100, max(1, int(spare / task_cpus)))
 
@@ -96,10 +99,11 @@ def _free_resources(needed: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task"]:
+    """Returns where negatives are drawn: with GPU workers in tasks, if CPU nodes are there or start for the tasks."""
     if cluster.placement != "auto":
         return cluster.placement
     has_cpu_nodes = any(node.get("CPU", 0) >= 1 and not node.get("GPU", 0) for node in nodes)
-    return "task" if cluster.use_gpu and has_cpu_nodes else "worker"
+    return "task" if cluster.use_gpu and (has_cpu_nodes or cluster.wait_for_nodes) else "worker"
 
 
 def describe_missing(cluster: ClusterRecipe) -> str:

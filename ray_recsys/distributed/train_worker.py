@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
+from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
@@ -33,20 +34,19 @@ from ray_recsys.core.training.checkpoint import (
 )
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
-from ray_recsys.core.training.learner import is_sparse
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
-from ray_recsys.core.training.user_shares import UserShares
+from ray_recsys.core.training.user_shares import split_users
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.distributed.cluster import configure_data
 from ray_recsys.distributed.feed import worker_feed
 from ray_recsys.distributed.progress_channel import ProgressSender
 from ray_recsys.distributed.resources import FeedResources
-from ray_recsys.errors import RecsysError
+from ray_recsys.errors import IntegrityError, RecsysError
 from ray_recsys.progress import EpochFinished, Warned
-from ray_recsys.storage.files import list_folder
+from ray_recsys.storage.files import list_folder, list_tree, upload_tree
 from ray_recsys.storage.location import Location
 
 _SCRATCH = "ray-recsys-train-"
@@ -97,10 +97,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    shares, users = None, None
-    if is_sparse(args.recipe.train, splits_users=MODELS[args.recipe.model.name].splits_users):
-        split = UserShares.of(prepared, rank=rank, world_size=world_size)
-        shares, users = split.positives, split.users_of(rank)
+    shares, users = split_users(prepared, args.recipe, rank=rank, world_size=world_size)
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
     trainer = Trainer(
         _initial_model(prepared, args, users),
@@ -119,6 +116,8 @@ def train_worker(config: dict[str, Any]) -> Any:
             train_epochs(
                 trainer, feed, validation, args.recipe.seed, reporter.after_epoch, on_checkpoint=reporter.checkpoint
             )
+        except IntegrityError:
+            raise  # of this worker alone: if it returned, the others would wait for its gradients
         except RecsysError as error:
             return error
         finally:
@@ -162,6 +161,30 @@ def scratch_directory() -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as directory:
         yield Path(directory)
+
+
+class _Upload:
+    """Uploads a checkpoint to an object store, its manifest last.
+
+    Ray would copy with `pyarrow.fs.copy_files`, which does not notice that a file could not be stored.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._storage: Any = ray.train.get_context().get_storage()
+        self._location = location / self._storage.experiment_dir_name
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Returns the uploaded checkpoint.
+
+        Raises:
+            RecsysError: The store refused it, or failed after retries.
+        """
+        directory = Path(checkpoint.path)
+        names = list_tree(Location.of(directory))
+        for part in ([other for other in names if other != MANIFEST], [MANIFEST] if MANIFEST in names else []):
+            upload_tree(directory, self._location / name, part)
+        path = self._storage.build_checkpoint_path_from_name(name)
+        return ray.train.Checkpoint(path, self._storage.storage_filesystem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +241,7 @@ class _Reporter:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,  # the first worker's counts
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # it deletes the directory afterwards
+            checkpoint_upload_fn=None if self.args.run.is_local else _Upload(self.args.run / RAY_STORAGE),
         )
 
     @property

@@ -160,7 +160,6 @@ def train_by_gradient(
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
-    prepared.verify()
     resources = require_workers(recipe.cluster, report=report)  # before anything is written
     if resume:
         report(f"resuming the run at {output}")

@@ -20,7 +20,7 @@ from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, with_values
 from ray_recsys.config.space import Choice, Distribution, Uniform
 from ray_recsys.core.models.fusion import branch_recipes
-from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.prepared import ITEMS, PreparedSet
 from ray_recsys.core.training.lease import leased
 from ray_recsys.core.training.run import (
     RECIPE,
@@ -81,7 +81,7 @@ def tune(
         _check_resumable(output, start)
     elif exists(output):
         start_run(output, start)  # refuses it, before the data are read
-    prepared.verify()
+    prepared.verify(ITEMS)  # trials check the partitions that they read
     require_cpu("tune", recipe.cluster, report=report)
     require_trial_room(recipe, report)
     if not resume:
@@ -117,8 +117,7 @@ def tune(
 def _write_report(file: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
     """Writes the page of a search; says why if plots are not possible here."""
     try:
-        with written_file(file) as path:
-            write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, file)
     except InputError as error:
         report(f"no {file.name}: {error}")
 

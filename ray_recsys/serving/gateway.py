@@ -9,14 +9,17 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from itertools import count
 from typing import Any
+
+from starlette.responses import Response
 
 from ray_recsys.config import ServeRecipe
 from ray_recsys.serving.keys import ApiKey, Scope, find_key, is_loopback
 from ray_recsys.serving.metrics import Metrics
-from ray_recsys.serving.problems import Problem, overloaded, timed_out
+from ray_recsys.serving.problems import Problem, overloaded, problem_of, timed_out
 
 MAX_BODY_BYTES = 1 << 20
 _MAX_BATCH = 16
@@ -30,13 +33,17 @@ _ROUTES: tuple[tuple[str, str, Scope], ...] = (
     ("/v1/items", "items", "recommend"),
     ("/v1/bundle", "bundle", "recommend"),
     ("/v1/users", "users", "browse"),
+    ("/v1/lists", "lists", "admin"),
     ("/metrics", "metrics", "admin"),
 )
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Direct = Callable[[bytes], Awaitable[Response]]
 
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that is being answered."""
 access_logger = logging.getLogger("ray_recsys.access")
 
 
@@ -48,10 +55,19 @@ class Gateway:
         limits: The recipe's `serve` section.
         metrics: Where requests and refusals are counted.
         keys: Who may call; None: everybody may, and users and the page are shown only on loopback.
+        direct: Makes the responses of the busiest routes from their bodies, by method and path: the framework's own
+            way to them takes as long as a third of the answer.
     """
 
-    def __init__(self, app: App, limits: ServeRecipe, metrics: Metrics, keys: Sequence[ApiKey] | None) -> None:
-        self._app, self._limits, self._metrics, self._keys = app, limits, metrics, keys
+    def __init__(
+        self,
+        app: App,
+        limits: ServeRecipe,
+        metrics: Metrics,
+        keys: Sequence[ApiKey] | None,
+        direct: Mapping[tuple[str, str], Direct],
+    ) -> None:
+        self._app, self._limits, self._metrics, self._keys, self._direct = app, limits, metrics, keys, direct
         self._is_local = is_loopback(limits.host)
         self._max_in_flight = limits.max_waiting + _MAX_BATCH
         self._prefix, self._numbers = uuid.uuid4().hex[:12], count()
@@ -66,6 +82,7 @@ class Gateway:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _GIVEN_ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}".encode()
+        REQUEST_ID.set(request_id.decode())
         route, needed = _route_of(scope["path"])
         status = 0
 
@@ -78,11 +95,16 @@ class Gateway:
 
         try:
             if scope["path"] not in _OPEN:
-                self._admit(headers, needed)
+                self._admit(headers, route, needed)
             self.num_in_flight += 1
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
-                    await self._app(scope, receive, send_with_id)
+                    direct = self._direct.get((scope["method"], scope["path"]))
+                    if direct is None:
+                        await self._app(scope, receive, send_with_id)
+                    else:
+                        response = await _respond(direct, receive)
+                        await response(scope, receive, send_with_id)
             finally:
                 self.num_in_flight -= 1
         except Problem as problem:
@@ -98,18 +120,20 @@ class Gateway:
             self._metrics.requests[route, status].add(duration_s)
             self._log(scope, route, status, duration_s, request_id)
 
-    def _admit(self, headers: dict[bytes, bytes], needed: Scope) -> None:
+    def _admit(self, headers: dict[bytes, bytes], route: str, needed: Scope) -> None:
         """Raises the problem of a request that is not let in."""
         if self.num_in_flight >= self._max_in_flight:
             raise overloaded()
         self._check_host(headers.get(b"host", b"").decode("latin-1"))
         if self._keys is not None:
             self._check_key(headers.get(b"authorization", b"").decode("latin-1"), needed)
-        elif needed == "browse" and not self._is_local:
-            raise Problem(403, "forbidden", "Forbidden", "users and the page are shown on loopback, or with a key")
+        elif (needed == "browse" or route == "lists") and not self._is_local:
+            detail = "users, the page and lists are for loopback, or for a key"
+            raise Problem(403, "forbidden", "Forbidden", detail)
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            raise too_large()
+        limit = list_body_bytes(self._limits) if needed == "admin" else MAX_BODY_BYTES
+        if length.isdigit() and int(length) > limit:
+            raise too_large(limit)
 
     def _check_host(self, host: str) -> None:
         """Refuses names that another site may have pointed to this address (DNS rebinding)."""
@@ -150,16 +174,46 @@ class Gateway:
         access_logger.log(logging.WARNING if is_slow else logging.INFO, json.dumps(line))
 
 
-def too_large() -> Problem:
+async def _respond(direct: Direct, receive: Receive) -> Response:
+    try:
+        return await direct(await read_body(receive))
+    except Exception as error:  # noqa: BLE001  (as the framework's outermost handler does)
+        return problem_of(error).response()
+
+
+async def read_body(receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Returns the body of a request.
+
+    Raises:
+        Problem: It is larger than the limit, or the client has gone.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(499, "disconnected", "Client closed request", "the body is not complete")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large(limit)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def list_body_bytes(limits: ServeRecipe) -> int:
+    """Returns the largest body of an uploaded list."""
+    return MAX_BODY_BYTES + 16 * limits.max_list_items
+
+
+def too_large(limit: int) -> Problem:
     """Returns the problem of a body above the limit."""
     return Problem(
         413,
         "too-large",
         "Body too large",
-        f"the body has more than {MAX_BODY_BYTES} bytes",
+        f"the body has more than {limit} bytes",
         field="body",
-        value=f"over {MAX_BODY_BYTES} bytes",
-        limit=MAX_BODY_BYTES,
+        value=f"over {limit} bytes",
+        limit=limit,
     )
 
 

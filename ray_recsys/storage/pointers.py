@@ -32,21 +32,17 @@ class Pointer:
 
 
 def read_pointer(location: Location) -> Pointer:
-    """Returns the file's content, to be replaced by `replace_pointer`.
-
-    Raises:
-        UnicodeDecodeError: It is not text.
-    """
+    """Returns the file's content, to be replaced by `replace_pointer`; what is not UTF-8 in it becomes U+FFFD."""
     if has_conditional_put(location):
         store, path = open_store(location)
         try:
             with _explained(location, "read"):
                 found = obstore.get(store, path)
-                return Pointer(bytes(found.bytes()).decode("utf8"), found.meta["e_tag"])
+                return Pointer(bytes(found.bytes()).decode("utf8", "replace"), found.meta["e_tag"])
         except FileNotFoundError:
             return Pointer(None)
     try:
-        return Pointer(read_bytes(location).decode("utf8"))
+        return Pointer(read_bytes(location).decode("utf8", "replace"))
     except (FileNotFoundError, NotADirectoryError):
         return Pointer(None)
 

@@ -131,12 +131,12 @@ def test_more_workers_than_the_cluster_has_is_said_before_anything_is_written(pr
     assert not run.exists()
 
 
-def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_worker_refuses_a_partition_with_a_changed_byte(tmp_path: Path) -> None:
     data = make_prepared_set(tmp_path / "data")
     change_a_byte(data.path / "users/part-00001.parquet")
-    with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet"):
-        train(data, tmp_path / "run", recipe())
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet was changed"):
+        train(data, tmp_path / "run", recipe(max_failures=0))
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_branches_are_trained_first_and_again_by_a_refit(prepared: PreparedSet) -> None:

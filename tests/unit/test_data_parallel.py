@@ -39,8 +39,9 @@ SHARDS = {
 
 def run_group(work: Callable[..., None], size: int, directory: Path) -> None:
     """Runs `work(rank, size, directory)` in a gloo group; fails if a worker waits for another for ever."""
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_join, args=(work, rank, size, directory), daemon=True) for rank in range(size)]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([work.__module__])  # imports torch once instead of once a worker
+    workers = [server.Process(target=_join, args=(work, rank, size, directory), daemon=True) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -31,7 +31,9 @@ def test_a_model_of_histories_folds_in_what_it_was_trained_on(prepared: Prepared
     folded = FoldedIn(model, histories)
     np.testing.assert_allclose(folded.scores(folded.users(users)), model.scores(model.users(users)), rtol=1e-6)
     result = measure(prepared, model, model, recipe, share=0.5)
-    assert result["share_kept"] == pytest.approx(1.0)
+    assert set(result["metrics"]) == {f"{m} {p}" for m in ("Hit@10", "NDCG@10") for p in ("full", "sampled-99")}
+    for values in result["metrics"].values():
+        assert values["share_kept"] == pytest.approx(1.0)
     assert result["num_users"] == choose_users(np.arange(60), 0.5, SEED).sum()
 
 

@@ -348,3 +348,29 @@ class TestRerun:
         with pytest.raises(ArtifactError, match="is not a prepared set, so it is not overwritten"):
             self.run(tmp_path, Recipe(), overwrite=True)
         assert (tmp_path / "out" / "manifest.json").read_text(encoding="utf8") == manifest
+
+
+def test_a_large_compressed_file_is_said_to_be_read_by_one_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(write_text(tmp_path / "log.csv", ",", header=True).read_bytes()))
+    lines: list[Event] = []
+    prepare([str(packed)], tmp_path / "small", Recipe(), EXECUTOR, report=lines.append)
+    assert str(lines[0]).endswith("in 1 chunk(s)")
+    monkeypatch.setattr("ray_recsys.core.preparing.pipeline.LINE_BLOCK_BYTES", 100)
+    prepare([str(packed)], tmp_path / "large", Recipe(), EXECUTOR, report=lines.append)
+    assert any("one task each reads 1 compressed text file(s) as a whole, e.g." in str(line) for line in lines)
+
+
+def test_a_robot_is_dropped_with_all_its_rows_and_counted(tmp_path: Path) -> None:
+    extra = [f"99,{100 + number % 6},5,{1_000_000_000 + number}" for number in range(50)]
+    log = write_text(tmp_path / "log.csv", ",", header=True, extra=extra)
+    manifest = prepare(
+        [str(log)], tmp_path / "out", recipe_of(prepare={"max_interactions_per_user": 49}), EXECUTOR, overwrite=True
+    )
+    assert (manifest.num_users, manifest.rows_dropped) == (8, {"robot": 50})
+    examples = [json.loads(line) for line in (tmp_path / "out/drops/robot.jsonl").read_text().splitlines()]
+    assert {example["user_id"] for example in examples} == {99}
+    recipe = recipe_of(prepare={"max_interactions_per_user": 50})
+    assert prepare([str(log)], tmp_path / "out", recipe, EXECUTOR, overwrite=True).num_users == 9

@@ -76,7 +76,7 @@ def test_a_set_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [ITEMS, "users/part-00001.parquet"])
-def test_a_changed_byte_is_found_by_verify_and_not_by_open(tmp_path: Path, name: str) -> None:
+def test_a_changed_byte_is_found_by_verify_and_by_readers_and_not_by_open(tmp_path: Path, name: str) -> None:
     prepared = make_prepared_set(tmp_path / "set")
     change_a_byte(prepared.path / name)
     opened = PreparedSet.open(prepared.path)
@@ -85,6 +85,9 @@ def test_a_changed_byte_is_found_by_verify_and_not_by_open(tmp_path: Path, name:
     with pytest.raises(IntegrityError, match=rf"{name} was changed"):
         opened.verify(name)
     opened.verify("users/part-00000.parquet")
+    with pytest.raises(IntegrityError, match=rf"{name} was changed"):
+        opened.read_items() if name == ITEMS else opened.read_columns(1, ["item_idx"])
+    assert opened.read_user_ids(0).to_pylist() == prepared.read_user_ids(0).to_pylist()
 
 
 def test_with_held_out_everything_is_training(tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ def test_a_cpu_that_is_being_released_is_waited_for(monkeypatch: pytest.MonkeyPa
         ([{"CPU": 4.0}], ClusterRecipe(placement="task"), FeedResources("task", 1.0, 1)),
         ([{"CPU": 8.0, "GPU": 2}], ClusterRecipe(use_gpu=True), FeedResources("worker", 0.5, 7)),
         ([{"CPU": 2.0, "GPU": 2}, {"CPU": 16.0}], ClusterRecipe(use_gpu=True), FeedResources("task", 1.0, 8)),
+        (  # a head without CPUs, and nodes that start on demand
+            [{"CPU": 0.0}],
+            ClusterRecipe(use_gpu=True, wait_for_nodes=True),
+            FeedResources("task", 1.0, 2),
+        ),
+        ([{"CPU": 0.0}], ClusterRecipe(wait_for_nodes=True), FeedResources("worker", 0.25, 1)),
     ],
 )
 def test_what_the_feed_of_a_worker_may_use(

@@ -32,7 +32,7 @@ from ray_recsys.core.preparing.checking import DropLog
 from ray_recsys.core.preparing.gathering import redistribute
 from ray_recsys.core.preparing.ids import NUM_BUCKETS, partition_bounds
 from ray_recsys.core.preparing.items import LogItems, find_items, num_item_parts, read_side_items, write_vocabulary
-from ray_recsys.core.preparing.log_files import LogFile, list_log_files
+from ray_recsys.core.preparing.log_files import LINE_BLOCK_BYTES, LogFile, list_log_files
 from ray_recsys.core.preparing.log_reader import LogChunk, plan_chunks
 from ray_recsys.core.preparing.result import build_manifest, check_left, write_partitions
 from ray_recsys.core.preparing.settling import PartitionPlan, settle_rows
@@ -84,12 +84,27 @@ def prepare(
     _check_replaceable(location)
     side = read_side_items(items, recipe.items) if items is not None else None
     chunks = plan_chunks(files, recipe.input)
-    size = sum(file.bytes for file in files)
-    report(f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {len(chunks)} chunk(s)")
+    report(_describe_files(files, len(chunks)))
     with draft(location, overwrite=overwrite) as root:
         manifest = _write(root, chunks, side, recipe, executor, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
+
+
+def _describe_files(files: Sequence[LogFile], num_chunks: int) -> str:
+    """Returns what is read; says which files are too large for one task and cannot be split.
+
+    The streams of gzip, bz2 and zstd have no index of where a task could begin.
+    """
+    size = sum(file.bytes for file in files)
+    whole = [file for file in files if file.compression and file.bytes > LINE_BLOCK_BYTES]
+    text = f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {num_chunks} chunk(s)"
+    if not whole:
+        return text
+    return (
+        f"{text}; one task each reads {len(whole)} compressed text file(s) as a whole, e.g. {whole[0].uri}: smaller "
+        f"files, or Parquet, would be read in parallel"
+    )
 
 
 def _test_files(test: Sequence[str], recipe: Recipe) -> list[LogFile]:

@@ -52,7 +52,6 @@ def fit(
     if resume and not can_resume(output, start):
         report(f"the run at {output} is finished already")
         return TrainResult.of(output, Run.open(output).manifest, start_s)
-    prepared.verify()
     if not resume:
         start_run(output, start)
     spec = MODELS[recipe.model.name]

@@ -4,7 +4,7 @@ Until the last step the registry's live bundle stays as it was, whatever fails.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,12 +14,14 @@ from ray_recsys.core.models import item_knn
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.recommending.arms import Arm, set_arm
 from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.core.training.run import Run
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, WorseModelError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import Location, LocationLike
 
 
 class GateResult(BaseModel):
@@ -47,13 +49,23 @@ class GateResult(BaseModel):
         return f"{compared} (required: {self.min_ratio:g} of it)"
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The arm that a bundle becomes instead of the live version."""
+
+    arm: str
+    percent: float
+    """Part of the users."""
+    is_shadow: bool = False
+
+
 class PublishResult(BaseModel):
-    """The bundle that became live."""
+    """The bundle that was published."""
 
     model_config = ConfigDict(frozen=True)
 
     version: str
-    path: Path
+    path: Location
     parent: str | None
     """The version that was live before."""
     model: str
@@ -70,17 +82,18 @@ class PublishResult(BaseModel):
 
 
 def publish(
-    run: Path,
-    data: Path,
-    registry: Path,
+    run: LocationLike,
+    data: LocationLike,
+    registry: LocationLike,
     recipe: BundleRecipe,
     executor: Executor,
     *,
-    recall_run: Path | None = None,
+    recall_run: LocationLike | None = None,
     force: bool = False,
+    beside: Beside | None = None,
     report: Reporter = silent,
 ) -> PublishResult:
-    """Builds a bundle of a run's model, checks it and makes it live.
+    """Builds a bundle of a run's model, checks it and makes it live, or an arm beside the live one.
 
     Args:
         run: The run whose model reranks.
@@ -90,21 +103,24 @@ def publish(
         executor: Finds similar items of a large catalogue.
         recall_run: Run of another model that recalls; None: the same model recalls and reranks.
         force: Publish a model that is worse than the live one, too.
+        beside: The arm that it becomes, whatever its quality; None: it becomes the live version.
         report: Progress.
 
     Raises:
         ArtifactError: A run or the data are damaged or do not belong together, or the bundle is refused by its check.
+        ConflictError: Another version went live since this one was compared with the live one.
         WorseModelError: The model is worse than the live one, by `recipe.min_ratio`.
     """
     prepared, home = PreparedSet.open(data), Registry(registry)
+    before = home.pointer()
     reranks = _open(run, prepared)
     recalls = None if recall_run is None else _open(recall_run, prepared)
     prepared.verify()
     opened, rerank = Run.open(run), reranks.load()
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
-    if gate.is_worse and not force:
-        message = f"{run}: {gate.describe()}; {home.path} keeps {home.live()}"
+    if gate.is_worse and not force and beside is None:
+        message = f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
     recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
     similar = _similar_items(rerank, prepared, recipe.num_neighbours, executor)
@@ -120,11 +136,15 @@ def publish(
             refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
-        version = home.publish(staging / "bundle")
-    report(f"{version} is live in {home.path}")
+        version = home.publish(staging / "bundle", before, live=beside is None)
+    if beside is None:
+        report(f"{version} is live in {home.location}")
+    else:
+        set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
+        report(f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users")
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
-    return PublishResult(version=version, path=home.bundle_path(version), metrics=metrics, gate=gate, **same)
+    return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
 
 
 _SAME = {"parent", "model", "recall_model", "num_users", "num_items", "num_interactions", "refit"}
@@ -153,7 +173,7 @@ def compare_with_live(
     return GateResult(metric=recipe.gate_metric, new=now, live=before, min_ratio=recipe.min_ratio)
 
 
-def _open(run: Path, prepared: PreparedSet) -> TrainedModel:
+def _open(run: LocationLike, prepared: PreparedSet) -> TrainedModel:
     trained = TrainedModel.open(run)
     trained.check_fits(prepared)
     return trained
