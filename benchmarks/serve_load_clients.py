@@ -61,7 +61,7 @@ class _Client(asyncio.Protocol):
 
 def _request(user_id: int) -> bytes:
     body = json.dumps({"user_id": user_id, "k": 10}).encode()
-    head = "POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

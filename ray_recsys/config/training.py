@@ -48,6 +48,10 @@ class TrainRecipe(Section):
     """After the warm-up: constant, or falling linearly to 0 at the end of the last epoch."""
     l2: float = Field(default=0.0, ge=0)
     """L2 on the embedding rows that a batch touches, per sample."""
+    num_seeds: PositiveInt = 1
+    """Trains the model with as many seeds, from the recipe's own on; the result is one model, whose scores are the mean
+    of theirs. It costs as many times the training, the memory and the time of a request. With a refit, the first seed
+    alone chooses the number of epochs; metrics of the run are the first seed's."""
     refit: bool = False
     """After the number of epochs has been chosen by validation, train again on everything, held-out interactions
     included, for that number of epochs: for a model to be published, not to be evaluated on the same data."""

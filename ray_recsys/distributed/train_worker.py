@@ -65,6 +65,8 @@ class WorkerArgs(BaseModel):
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
     """What training begins with where there is no checkpoint."""
+    member: int = 0
+    """Number of the seed that this training has, of `train.num_seeds`; the recipe's seed is this one's."""
     branch: Branch | None = None
     """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
     branches: dict[Branch, Location] = {}
@@ -74,7 +76,13 @@ class WorkerArgs(BaseModel):
     def stage(self) -> str:
         """What names this training's part of Ray's storage; no name begins another."""
         kind = "train" if self.refit_epochs is None else "refit"
-        return kind if self.branch is None else f"{self.branch}-{kind}"
+        kind = kind if self.branch is None else f"{self.branch}-{kind}"
+        return f"seed{self.member}-{kind}" if self.member else kind
+
+    def of_member(self, member: int) -> "WorkerArgs":
+        """Returns the arguments of another seed."""
+        recipe = self.recipe.model_copy(update={"seed": self.recipe.seed + member})
+        return self.model_copy(update={"member": member, "recipe": recipe})
 
     def checkpoint_roots(self) -> list[Location]:
         """Returns the directories in which all attempts at this training have left checkpoints."""

@@ -6,13 +6,14 @@ a lost driver `resume` continues. What a worker does is in `train_worker`.
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_recsys.config import ClusterRecipe, Recipe
 from ray_recsys.core.executor import Executor
+from ray_recsys.core.models.ensemble import Ensemble
 from ray_recsys.core.models.fusion import Branch, branch_recipes
-from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.models.registry import MODELS, load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training import checkpoint as checkpoints
 from ray_recsys.core.training.checkpoint import read_progress, verify_checkpoint
@@ -193,13 +194,19 @@ class _Chosen:
 
 def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> RunManifest:
     """Trains, and refits if the recipe says so; makes a finished run of the result."""
+    num_seeds, is_refit = args.recipe.train.num_seeds, args.recipe.train.refit
+    of_seeds: list[Location] = []
     if chosen is None:
         checkpoint, chosen = _train_stages(args, None, report)
-    if args.recipe.train.refit:
+        of_seeds += [] if is_refit else [checkpoint]
+    if is_refit:
         epochs = chosen.progress.best_epoch
         report(f"refitting on everything for {epochs} epochs, held-out interactions included")
-        checkpoint, _ = _train_stages(args, chosen, report)
-    return _export(checkpoint, chosen, args.run, is_refit=args.recipe.train.refit)
+    for member in range(len(of_seeds), num_seeds):
+        if num_seeds > 1:
+            report(f"seed {member + 1} of {num_seeds}")
+        of_seeds.append(_train_stages(args.of_member(member), chosen if is_refit else None, report)[0])
+    return _export(of_seeds, chosen, args.run, is_refit=is_refit)
 
 
 def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Location, _Chosen]:
@@ -231,14 +238,21 @@ def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) ->
     return checkpoint, _Chosen(read_progress(checkpoint), branch_epochs)
 
 
-def _export(checkpoint: Location, chosen: _Chosen, output: Location, *, is_refit: bool) -> RunManifest:
-    """Makes a run of the last checkpoint; Ray's storage goes last, so that a kill in between can be resumed."""
-    copy, progress = verify_checkpoint(checkpoint), chosen.progress
+def _export(of_seeds: Sequence[Location], chosen: _Chosen, output: Location, *, is_refit: bool) -> RunManifest:
+    """Makes a run of the last checkpoint of each seed; `last/` is the first one's.
+
+    Ray's storage goes last, so that a kill in between can be resumed.
+    """
+    copies, progress = [verify_checkpoint(checkpoint).path for checkpoint in of_seeds], chosen.progress
     with run_directory(output) as directory:
         for name in (MODEL, LAST):
             shutil.rmtree(directory / name, ignore_errors=True)
-        shutil.copytree(copy.path, directory / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
-        shutil.copytree(copy.path / checkpoints.BEST, directory / MODEL)
+        shutil.copytree(copies[0], directory / LAST, ignore=shutil.ignore_patterns(checkpoints.BEST, ".*"))
+        if len(copies) == 1:
+            shutil.copytree(copies[0] / checkpoints.BEST, directory / MODEL)
+        else:
+            (directory / MODEL).mkdir()
+            Ensemble([load_model(copy / checkpoints.BEST) for copy in copies]).save(directory / MODEL)
         write_curves(directory / CURVES, progress.records)
         write_plot(directory / CURVES_PLOT, progress.records)
         manifest = finish_run(

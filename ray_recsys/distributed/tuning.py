@@ -95,13 +95,7 @@ def tune(
         if math.isinf(rank_of(best, deciding_metric(recipe.train))):
             delete_tree(output)
             raise StageError(f"no trial has a result; the first: {best.error or 'the time was over before an epoch'}")
-        with written_file(output / TRIALS) as path:
-            write_trials(path, trials)
-        write_bytes(output / BEST_RECIPE, dump_recipe(with_values(recipe, best.values)).encode())
-        _write_report(output / REPORT, trials, recipe, report)
-        for name in (STARTED, RECIPE):
-            delete_file(output / name)
-        delete_tree(output / _STORAGE)
+        _write_result(output, trials, recipe, report)
     for number, trial in enumerate(trials, start=1):
         report(f"{number}. {trial}")
     return TuneResult(
@@ -112,6 +106,17 @@ def tune(
         trials=tuple(trials),
         wall_s=round(time.perf_counter() - start_s, 3),
     )
+
+
+def _write_result(output: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
+    """Writes the best recipe, the table and the report, and deletes what only a search under way needs."""
+    with written_file(output / TRIALS) as path:
+        write_trials(path, trials)
+    write_bytes(output / BEST_RECIPE, dump_recipe(with_values(recipe, trials[0].values)).encode())
+    _write_report(output / REPORT, trials, recipe, report)
+    for name in (STARTED, RECIPE):
+        delete_file(output / name)
+    delete_tree(output / _STORAGE)
 
 
 def _write_report(file: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:

@@ -34,6 +34,7 @@ from ray_recsys.serving.schemas import (
 )
 from ray_recsys.serving.stages import Answer, Stages
 from ray_recsys.serving.stock import Stock
+from ray_recsys.serving.tracing import recorder
 
 MAX_SHADOWS = 16  # answers of shadows under way; requests beyond are answered without
 
@@ -52,6 +53,7 @@ class Api:
         )
         self.impressions = _sink(limits)
         self.stock = Stock(live.lists)
+        self.record = recorder()
         self._shadows = Shadows(self.coalescer, self.metrics, limits)
 
     def start(self) -> None:
@@ -129,6 +131,9 @@ class Api:
             self.impressions.add(_impression(arm, request, best.source, items))
         total_s = time.perf_counter() - start_s
         self.metrics.arms[arm.name].add(total_s)
+        if self.record is not None:
+            about = {"bundle": bundle.version, "arm": arm.name, "source": best.source, "request_id": REQUEST_ID.get()}
+            self.record(total_s, answer.recall_ms, answer.rerank_ms, about)
         response = RecommendResponse(
             items=items,
             source=best.source,

@@ -1,10 +1,12 @@
 """The API's routes about the live bundle: its manifest, users, histories and items, and whether it answers."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query
 
+from ray_recsys.core.arrays import Int32s
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.recommending.arms import LIVE
 from ray_recsys.core.recommending.recommender import Query as RecallQuery
@@ -26,6 +28,7 @@ from ray_recsys.serving.schemas import (
 )
 
 MAX_LISTED = 1000
+MAX_CATEGORIES = 100
 
 _Limit = Annotated[int, Query(ge=1, le=MAX_LISTED, description="Maximum number of results")]
 
@@ -35,9 +38,10 @@ def bundle_routes(api: Api) -> APIRouter:
     router = APIRouter(tags=["bundle"])
 
     @router.get("/v1/bundle", responses=problems())
-    def bundle() -> BundleResponse:
+    def live_bundle() -> BundleResponse:
         """Describes the live bundle."""
-        manifest = api.live.bundle.manifest
+        bundle = api.live.bundle
+        manifest = bundle.manifest
         return BundleResponse(
             **manifest.model_dump(mode="json"),
             model_label=MODELS[manifest.model].label,
@@ -45,6 +49,7 @@ def bundle_routes(api: Api) -> APIRouter:
             swap_failure=_swap_failure(api),
             arms=tuple(_describe(one) for one in api.live.arms.values()),
             arm_failure=api.live.arm_failure,
+            categories=_largest(bundle.catalogue.categories),
         )
 
     @router.get("/v1/users", responses=problems())
@@ -108,6 +113,11 @@ def health_routes(api: Api) -> APIRouter:
         return Ready(status="ready" if failure is None else "degraded", bundle=bundle.version, swap_failure=failure)
 
     return router
+
+
+def _largest(categories: Mapping[str, Int32s]) -> tuple[str, ...]:
+    single = sorted((name for name in categories if name and "|" not in name), key=lambda name: -len(categories[name]))
+    return tuple(sorted(single[:MAX_CATEGORIES]))
 
 
 def _describe(arm: LiveArm) -> ArmDescription:

@@ -10,7 +10,7 @@ from ray_recsys.core.recommending.stock_lists import NAME
 from ray_recsys.errors import ConflictError, RegistryError
 from ray_recsys.serving.api import Api
 from ray_recsys.serving.gateway import list_body_bytes, read_body
-from ray_recsys.serving.problems import invalid_value, unavailable, unknown_id
+from ray_recsys.serving.problems import Problem, unavailable, unknown_id
 from ray_recsys.serving.resolve import check_length
 from ray_recsys.serving.routes import body_schema, problems
 from ray_recsys.serving.schemas import ListDescription, ListRequest, ListsResponse
@@ -33,7 +33,7 @@ def list_routes(api: Api) -> APIRouter:
 
     @router.put(
         "/v1/lists/{name}",
-        responses=problems(400, 413),
+        responses=problems(400, 409, 413),
         openapi_extra=body_schema(ListRequest),
     )
     async def put_list(name: _Name, request: Request) -> ListDescription:
@@ -45,7 +45,7 @@ def list_routes(api: Api) -> APIRouter:
         except ConflictError:
             raise unavailable() from None
         except RegistryError as error:
-            raise invalid_value("name", name, "see the detail", error.message) from None
+            raise Problem(409, "too-many", "Too many lists", error.message, field="name", value=name) from None
         api.stock.forget()
         return ListDescription(name=name, num_items=entry.num_items)
 

@@ -253,6 +253,8 @@ class BundleResponse(BundleManifest):
     """Versions beside the live one."""
     arm_failure: str | None = None
     """Why the registry's arms are not all served; null: they are."""
+    categories: tuple[str, ...] = ()
+    """The categories with the most items, at most 100, by name."""
     recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
     """Full recipe of the training run."""
 

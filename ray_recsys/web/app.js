@@ -1,7 +1,7 @@
 /** The page: whose recommendations are shown (kept in the address after #), the requests for them, and the wiring. */
 
 import { cancel, isSuperseded, request } from "./api.js";
-import { showBundle } from "./bundle.js";
+import { showBundle, watchBundle } from "./bundle.js";
 import { loadTitles, parseItemIds, showHistory } from "./history.js";
 import { byId, element, showItems, showSkeleton, topCategories } from "./render.js";
 import { showAnswer, showEmpty, showFailure, showPending } from "./results.js";
@@ -10,10 +10,13 @@ import { makeSimilarDrawer } from "./similar.js";
 
 const NUM_USERS_SHOWN = 14;
 const NUM_USERS_LOADED = 100;
-const NUM_SEEN = 50;
+const NUM_SEEN = 50; // at first, and as many more at a time
+const MAX_SEEN = 1000;
 
 /** mode: "user" | "history"; user: id or null; history: [{item_id, title?}], oldest first. */
 const state = { mode: "user", user: null, history: [] };
+let feedback = { liked: [], hidden: [] }; // on the recommendations of the user shown
+let numSeen = NUM_SEEN;
 let knownUsers = [];
 let shared = new Set();
 let turn = 0; // counts requests; the response to an earlier one is not shown
@@ -27,10 +30,15 @@ const openSimilar = makeSimilarDrawer((item) => {
 // ---- recommendations ----
 
 function requestBody() {
-  const who = state.mode === "user" ? { user_id: state.user } : { history: state.history.map((item) => item.item_id) };
+  const ids = (items) => items.map((item) => item.item_id);
+  const liked = ids(feedback.liked);
+  const who = state.mode === "user" ? { user_id: state.user, ...(liked.length ? { history: liked } : {}) } : { history: ids(state.history) };
   const candidates = numberOf("num-candidates");
+  const category = byId("category").value;
   return {
     ...who,
+    ...(category ? { category } : {}),
+    ...(feedback.hidden.length ? { exclude_items: ids(feedback.hidden) } : {}),
     k: numberOf("k"),
     ...(candidates === "" ? {} : { num_candidates: candidates }), // empty: the server's default
     exclude_seen: byId("exclude-seen").checked,
@@ -58,7 +66,7 @@ async function recommend() {
     const roundTripMs = performance.now() - start;
     await seenShown;
     if (own !== turn) return;
-    showAnswer(answer, { who: describeWho(), body, roundTripMs, onChoose: openSimilar, shared });
+    showAnswer(answer, { who: describeWho(), body, roundTripMs, onChoose: openSimilar, shared, onLike: like, onHide: hide });
     if (answer.bundle !== byId("bundle-version").textContent) showBundle();
   } catch (error) {
     if (!isSuperseded(error) && own === turn) showFailure(error, describeWho(), refresh);
@@ -69,6 +77,43 @@ function describeWho() {
   return state.mode === "user" ? `User ${state.user}` : `New user with ${state.history.length} item${state.history.length === 1 ? "" : "s"}`;
 }
 
+// ---- like and hide: what is liked counts as seen, and the list is made again at once ----
+
+function like(item) {
+  if (state.mode === "history") return addToHistory([item]);
+  react({ ...feedback, liked: [...feedback.liked, item] });
+}
+
+function hide(item) {
+  react({ ...feedback, hidden: [...feedback.hidden, item] });
+}
+
+async function react(changed) {
+  feedback = changed;
+  showFeedback();
+  await recommend();
+  byId("results").focus(); // the focused button is gone
+}
+
+function showFeedback() {
+  const { liked, hidden } = feedback;
+  byId("feedback").hidden = !liked.length && !hidden.length;
+  byId("feedback-text").textContent = `${liked.length} liked, ${hidden.length} hidden`;
+}
+
+// ---- popular items, beside the recommendations ----
+
+async function showPopular() {
+  const category = byId("category").value;
+  try {
+    const answer = await request("popular", "v1/recommend", { body: { k: 10, ...(category ? { category } : {}) } });
+    showItems(byId("popular"), answer.items, { onChoose: openSimilar });
+    byId("popular-box").hidden = answer.items.length === 0;
+  } catch (error) {
+    if (!isSuperseded(error)) byId("popular-box").hidden = true;
+  }
+}
+
 // ---- seen items ----
 
 async function showSeen() {
@@ -77,11 +122,13 @@ async function showSeen() {
   if (state.user === null) return fillSeen([], "", "No user selected.");
   showSkeleton(byId("seen"), 6);
   byId("seen-empty").hidden = true;
+  const asked = numSeen;
   try {
-    const answer = await request("seen", `v1/users/${encodeURIComponent(state.user)}/seen`, { query: { limit: NUM_SEEN } });
+    const answer = await request("seen", `v1/users/${encodeURIComponent(state.user)}/seen`, { query: { limit: asked } });
     const count = answer.items.length;
-    const sub = count === NUM_SEEN ? `The latest ${count}` : `${count} items, latest first`;
+    const sub = count === asked ? `The latest ${count}` : `${count} items, latest first`;
     fillSeen(answer.items, sub, "This user has no history.");
+    byId("seen-more").hidden = count < asked || asked >= MAX_SEEN;
   } catch (error) {
     if (isSuperseded(error)) return;
     fillSeen([], "", error.status === 404 ? "This user has no history." : `${error.title}. ${error.detail}`);
@@ -99,7 +146,8 @@ function fillSeen(items, sub, emptyText) {
   shared = topCategories(items, 3);
   showItems(byId("seen"), items, { onChoose: openSimilar, shared, isRanked: false });
   byId("seen-sub").textContent = items.length ? sub + (shared.size ? ". Highlighted: frequent categories" : "") : "";
-  byId("seen-title").closest("section").classList.remove("all");
+  byId("seen-title").closest("section").classList.toggle("all", numSeen > NUM_SEEN);
+  byId("seen-more").hidden = true;
   byId("seen-empty").hidden = items.length > 0;
   byId("seen-empty").textContent = emptyText;
 }
@@ -130,11 +178,18 @@ function showControls() {
 /** Changes the state, writes it into the address so that it can be shared, and shows it. */
 function go(change) {
   Object.assign(state, change);
+  forgetFeedback();
   const hash = new URLSearchParams(
     state.mode === "user" ? { user: state.user ?? "" } : { history: JSON.stringify(state.history.map((item) => item.item_id)) },
   );
   history.pushState(null, "", `#${hash}`);
   refresh();
+}
+
+function forgetFeedback() {
+  feedback = { liked: [], hidden: [] };
+  numSeen = NUM_SEEN;
+  showFeedback();
 }
 
 function readAddress() {
@@ -154,6 +209,7 @@ function readAddress() {
 
 /** Shows what the address names; without a name, the first user. */
 function openAddress() {
+  forgetFeedback();
   if (!readAddress()) Object.assign(state, { mode: "user", user: knownUsers[0] ?? null });
   refresh();
 }
@@ -215,6 +271,12 @@ function wire() {
     addToHistory(parseItemIds(byId("paste-ids").value).map((id) => ({ item_id: id })));
     byId("paste-ids").value = "";
   });
+  byId("seen-more").addEventListener("click", () => {
+    numSeen = Math.min(numSeen + NUM_SEEN, MAX_SEEN);
+    showSeen();
+  });
+  byId("feedback-clear").addEventListener("click", () => react({ liked: [], hidden: [] }));
+  byId("category").addEventListener("change", showPopular);
   byId("seen-all").addEventListener("click", (event) => event.target.closest("section").classList.add("all"));
   let timer = 0;
   byId("settings").addEventListener("submit", (event) => event.preventDefault());
@@ -229,6 +291,8 @@ async function start() {
   wire();
   await Promise.all([showBundle(), loadUsers()]);
   openAddress();
+  showPopular();
+  watchBundle();
 }
 
 start();

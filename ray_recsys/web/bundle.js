@@ -3,6 +3,8 @@
 import { isSuperseded, request } from "./api.js";
 import { byId, element } from "./render.js";
 
+const WATCH_MS = 5_000;
+
 let stages = "Recalled from the catalogue, then reranked";
 
 /** Returns how a known user's recommendations are made, in words. */
@@ -17,11 +19,24 @@ export async function showBundle() {
     byId("bundle-version").textContent = bundle.version;
     byId("bundle-model").textContent = model;
     byId("bundle-facts").replaceChildren(...factsOf(bundle).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
-    byId("bundle").classList.toggle("failing", Boolean(bundle.swap_failure));
+    byId("bundle").classList.toggle("failing", Boolean(bundle.swap_failure || bundle.arm_failure));
+    showCategories(bundle.categories ?? []);
     byId("bundle").hidden = false;
   } catch (error) {
     if (!isSuperseded(error)) byId("bundle").hidden = true;
   }
+}
+
+function showCategories(names) {
+  byId("category-field").hidden = names.length === 0;
+  const chosen = byId("category").value;
+  byId("category").replaceChildren(element("option", { value: "" }, "Any"), ...names.map((name) => element("option", { value: name }, name)));
+  byId("category").value = names.includes(chosen) ? chosen : "";
+}
+
+/** Looks at the live bundle now and then, so that a refused version or a new arm shows while the page is open. */
+export function watchBundle() {
+  setInterval(() => document.hidden || showBundle(), WATCH_MS);
 }
 
 function factsOf(bundle) {
@@ -32,6 +47,8 @@ function factsOf(bundle) {
   );
   return [
     ...(bundle.swap_failure ? [["refused", `${bundle.swap_failure.version ?? "CURRENT"}: ${bundle.swap_failure.reason}`]] : []),
+    ...(bundle.arm_failure ? [["arms", bundle.arm_failure]] : []),
+    ...(bundle.arms ?? []).map((arm) => [`arm ${arm.name}`, `${arm.version}, ${arm.percent} %${arm.shadow ? " in the shadow" : ""}`]),
     ["model", bundle.model_label],
     ...(bundle.recall_model === bundle.model ? [] : [["recall model", bundle.recall_model_label]]),
     ["created", created],

@@ -27,7 +27,7 @@ export function topCategories(items, count) {
 }
 
 /** Fills a list with items; each is a button that calls `onChoose(item)`. */
-export function showItems(list, items, { onChoose, shared = new Set(), isRanked = true }) {
+export function showItems(list, items, { onChoose, shared = new Set(), isRanked = true, onLike, onHide }) {
   const scale = scoreScale(items.map((item) => item.score).filter(Number.isFinite));
   const rows = items.map((item, index) => {
     const button = element(
@@ -39,9 +39,18 @@ export function showItems(list, items, { onChoose, shared = new Set(), isRanked 
       reasonOf(item),
     );
     button.dataset.itemId = item.item_id;
-    return element("li", {}, button);
+    return element("li", {}, button, onLike ? actionsOn(item, onLike, onHide) : null);
   });
   list.replaceChildren(...rows);
+}
+
+function actionsOn(item, onLike, onHide) {
+  const action = (text, label, act) => {
+    const button = element("button", { type: "button", title: label, onclick: () => act(item) }, text);
+    button.setAttribute("aria-label", `${label}: ${nameOf(item)}`);
+    return button;
+  };
+  return element("span", { className: "actions" }, action("\u2665", "Like", onLike), action("\u00d7", "Hide", onHide));
 }
 
 /** Fills an empty list with placeholders. */

@@ -13,11 +13,11 @@ export function showPending() {
 }
 
 /** Shows a response. `who` is the user in words, `body` the request. */
-export function showAnswer(answer, { who, body, roundTripMs, onChoose, shared }) {
+export function showAnswer(answer, { who, body, roundTripMs, onChoose, shared, onLike, onHide }) {
   finish(null);
   const [word, meaning] = describeSource(answer.source);
-  showItems(byId("recommendations"), answer.items, { onChoose, shared });
-  byId("results-sub").textContent = `${who} · ${meaning}`;
+  showItems(byId("recommendations"), answer.items, { onChoose, shared, onLike, onHide });
+  byId("results-sub").textContent = `${who} · ${meaning}${answer.arm && answer.arm !== "A" ? ` · arm ${answer.arm}` : ""}`;
   Object.assign(byId("source"), { textContent: word, title: meaning, hidden: false });
   byId("source").dataset.source = answer.source;
   const note = noteOn(answer, who);
@@ -26,7 +26,7 @@ export function showAnswer(answer, { who, body, roundTripMs, onChoose, shared })
   byId("results-empty").hidden = answer.items.length > 0;
   byId("results-empty-text").textContent = "No items are left to recommend with these settings.";
   byId("timings").hidden = false;
-  showTimings(answer.timings_ms ?? {}, roundTripMs);
+  showTimings(answer.timings_ms ?? {}, roundTripMs, noteRoundTrip(roundTripMs));
   byId("request").hidden = false;
   byId("request-text").textContent = asCurl(body);
   byId("status").textContent = `${answer.items.length} recommendations for ${who}, ${word}`;
@@ -79,8 +79,16 @@ function asCurl(body) {
   return `curl -s ${url} -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
 }
 
+const roundTrips = []; // of the last answers on this page
+
+function noteRoundTrip(ms) {
+  roundTrips.push(ms);
+  if (roundTrips.length > 50) roundTrips.shift();
+  return [...roundTrips].sort((a, b) => a - b)[Math.floor(roundTrips.length / 2)];
+}
+
 /** Shows where the time went: each stage, the whole request on the server, and the round trip seen by the browser. */
-function showTimings(timings, roundTripMs) {
+function showTimings(timings, roundTripMs, medianMs) {
   const { total = 0, ...stages } = timings;
   const staged = Object.values(stages).reduce((sum, ms) => sum + ms, 0);
   const colours = ["var(--accent)", "var(--violet)", "var(--amber)"];
@@ -94,6 +102,7 @@ function showTimings(timings, roundTripMs) {
     ...parts.map(({ name, ms, colour }) => withStyle(fact(name, ms), { "--colour": colour })),
     fact("total", total, "plain"),
     fact("round trip", roundTripMs, "plain"),
+    fact(`median of ${roundTrips.length}`, medianMs, "plain"),
   );
 }
 

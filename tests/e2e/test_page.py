@@ -113,7 +113,7 @@ def open_page(browser: Browser, address: str, script: str = "") -> Iterator[Page
 
 
 def recommended(page: Page, within: str = "#recommendations") -> Locator:
-    return page.locator(f"{within} button")
+    return page.locator(f"{within} button[data-item-id]")
 
 
 def choose_user(page: Page, user_id: str) -> None:
@@ -141,6 +141,31 @@ def test_a_known_user(page: Page, registry: Path) -> None:
     expect(page.locator("#bundle-version")).to_have_text(Registry(registry).open().version)
     expect(page.locator("#timing-legend")).to_contain_text(re.compile(r"recall\s*[\d.]+ ms\s*rerank\s*[\d.]+ ms"))
     assert page.get_by_role("link", name="API docs").get_attribute("href") == "docs"
+
+
+def test_like_and_hide_make_the_list_again_at_once(page: Page) -> None:
+    page.get_by_role("button", name="user-00003").click()
+    expect(page.locator("#results-sub")).to_contain_text("User user-00003")
+    first, second = (recommended(page).nth(row).get_attribute("data-item-id") for row in (0, 1))
+    page.locator("#recommendations .actions button").nth(1).click()
+    expect(page.locator(f'#recommendations [data-item-id="{first}"]')).to_have_count(0)
+    expect(page.locator("#feedback-text")).to_have_text("0 liked, 1 hidden")
+    expect(page.locator("#source")).to_have_text("Two-stage")
+    page.get_by_role("button", name=re.compile("^Like: ")).first.click()
+    expect(page.locator("#source")).to_have_text("Fold-in")
+    expect(page.locator(f'#recommendations [data-item-id="{second}"]')).to_have_count(0)
+    expect(recommended(page)).to_have_count(10)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#source")).to_have_text("Two-stage")
+    expect(recommended(page).first).to_have_attribute("data-item-id", str(first))
+
+
+def test_popular_items_are_beside_the_recommendations(page: Page, registry: Path) -> None:
+    bundle = Registry(registry).open()
+    best = [item.item_id for item in bundle.catalogue.describe(range(10))]
+    expect(recommended(page, "#popular")).to_have_count(10)
+    assert [button.get_attribute("data-item-id") for button in recommended(page, "#popular").all()] == best
+    expect(page.locator("#timing-legend")).to_contain_text("median of")
 
 
 def test_settings_are_asked_for_and_limits_are_shown(page: Page) -> None:
@@ -285,7 +310,7 @@ def test_the_api_is_described_and_asked_without_the_internet(page: Page, address
     outside: list[str] = []
     page.on("request", lambda request: None if request.url.startswith(address) else outside.append(request.url))
     page.get_by_role("link", name="API docs").click()
-    expect(page.locator(".operation")).to_have_count(12)
+    expect(page.locator(".operation")).to_have_count(15)
     recommend = page.locator(".operation").first
     recommend.get_by_label("body").fill('{"user_id": "user-00003", "k": 3}')
     recommend.get_by_role("button", name="Send").click()

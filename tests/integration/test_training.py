@@ -137,22 +137,3 @@ def test_a_worker_refuses_a_partition_with_a_changed_byte(tmp_path: Path) -> Non
     with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet was changed"):
         train(data, tmp_path / "run", recipe(max_failures=0))
     assert not (tmp_path / "run" / "manifest.json").exists()
-
-
-def test_branches_are_trained_first_and_again_by_a_refit(prepared: PreparedSet) -> None:
-    run, lines = prepared.path.parent / "fused", list[Event]()
-    branch = {"train": {"epochs": 2, "learning_rate": 0.03}}
-    sections = {
-        "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "pretrain": {"gmf": branch, "mlp": "none"}},
-        "train": {"epochs": 1, "refit": True},
-        "cluster": {"num_workers": 1, "cpus_per_worker": 0.5},
-    }
-    result = train(prepared, run, parse_recipe(sections, "test"), report=lines.append)
-    told = [line for line in lines if isinstance(line, str) and "training" in line]
-    assert told == ["pre-training the GMF branch", "training NeuMF from its pre-trained GMF"] * 2
-    epochs = [line.epoch for line in lines if isinstance(line, EpochFinished)]
-    chosen = Run.open(run).manifest.branch_epochs
-    assert list(chosen) == ["gmf"]
-    assert epochs == [1, 2, 1, *range(1, chosen["gmf"] + 1), 1]
-    assert (result.num_epochs, result.refit, result.model) == (1, True, "neumf")
-    assert (run / "curves.csv").read_text().count("\n") == 2

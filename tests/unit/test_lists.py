@@ -62,8 +62,13 @@ def test_a_list_filters_recall_in_every_replica_and_can_be_replaced(clients: lis
         assert (answer.status_code, answer.json()["type"]) == (404, "urn:ray-recsys:problem:unknown-id")
 
 
-def test_a_list_that_is_too_long_or_badly_named_is_refused(clients: list[AppClient], registry: Path) -> None:
+def test_a_list_that_is_too_long_or_badly_named_or_one_too_many_is_refused(
+    clients: list[AppClient], registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (client, _) = clients
+    monkeypatch.setattr(stock_lists, "MAX_LISTS", 0)
+    assert client.request("PUT", "/v1/lists/a", json={"item_ids": []}).status_code == 409
+    monkeypatch.undo()
     long = client.request("PUT", "/v1/lists/a", json={"item_ids": list(range(31))})
     assert (long.status_code, long.json()["field"], long.json()["limit"]) == (422, "item_ids", 30)
     assert client.request("PUT", "/v1/lists/a%20b", json={"item_ids": []}).status_code == 422

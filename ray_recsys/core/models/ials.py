@@ -6,6 +6,9 @@ the other side fixed, each row's vector is a least-squares solution, in which al
 The last solve is of the users, so that folding in a trained user's history gives that user's vector. It may weigh the
 squared errors of recent items more, while the item vectors were learned from all alike.
 
+When to use: large sparse catalogues, where EASE's matrix does not fit. Trained without gradients, it has little to
+tune.
+
 Shapes: U users, I items, D width, L interactions of a row (padded), B users of a call, C candidates.
 
 Source: Hu, Koren, Volinsky: Collaborative filtering for implicit feedback datasets, ICDM 2008, equations 4 and 5;

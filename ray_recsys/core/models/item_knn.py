@@ -3,6 +3,9 @@
 score(u, j) = sum over i in history(u) and neighbours(j) of weight(u, i) x similarity(j, i), where neighbours(j) are the
 N items most similar to j. Shapes: U users, I items, B users of a call, C candidates.
 
+When to use: as the first model to ship. It is fitted in seconds, explains itself and serves new users from their
+histories.
+
 Source: Sarwar, Karypis, Konstan, Riedl: Item-based collaborative filtering recommendation algorithms, WWW 2001,
     section 3.2.1 (weighted sum; for implicit feedback it is not divided by the sum of similarities); `similarity` has
     the cosine and its corrections.

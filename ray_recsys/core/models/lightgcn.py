@@ -9,6 +9,8 @@ A user's propagated embedding is a share of the user's own layer-0 row plus what
 so that folding in a history is one sum: exact for a trained user whose history has not changed. The items are left as
 they are; somebody who was not trained gets the mean user's own row.
 
+When to use: large sparse logs of pairs without order, with many epochs to spend: every step propagates the whole graph.
+
 Shapes: B positives, C = 1 + N items of each, D embedding width, K layers, U users, I items.
 
 Source: He et al.: LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020,

@@ -2,6 +2,8 @@
 
     logit = <h * p_u, q_i> + b_u + b_i + b    h: GMF's output weights; 1 for MF
 
+When to use: MF for explicit ratings (MSE) or as the GMF branch of a NeuMF; GMF for comparison with the paper.
+
 Shapes: B users or positives, C items of each, D embedding width, U users, I items. A user's factors are one row,
 [h * p_u | 1 | b_u + b], an item's [q_i | b_i | 1], so that a logit is one inner product.
 

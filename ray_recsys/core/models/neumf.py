@@ -16,6 +16,9 @@ Loss, as a sum over this worker's pairs divided by the pairs of the global batch
     both      + gmf_loss_weight × the same on the GMF logits
               + l2 / 2 × squared norms of the pair's embedding rows, so that a row's gradient is l2 × row per pair
 
+When to use: where the order of a history matters (recent items) and there is time to train; recall searches the GMF
+branch, the whole reranks.
+
 Shapes: B users or positives, C items of each (1 + N in training), D embedding width, H1 width of the first hidden
 layer, L recent items, K means of them, U users, I items.
 

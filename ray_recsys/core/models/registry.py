@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_recsys.core.models import ease, ials, item_knn, lightgcn, mf, neumf, popularity, user_knn
+from ray_recsys.core.models import ease, ensemble, ials, item_knn, lightgcn, mf, neumf, popularity, user_knn
 from ray_recsys.core.models.contract import Build, Fit, Model
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, read_model_header
 from ray_recsys.errors import IntegrityError, SchemaVersionError
@@ -48,14 +48,16 @@ def load_model(directory: Path) -> Model:
         IntegrityError: A file is missing or damaged, or the two do not belong together.
     """
     header = read_model_header(directory)
-    spec = MODELS.get(header["name"])
-    if spec is None:
+    name = header["name"]
+    if name not in MODELS and name != ensemble.NAME:
         raise SchemaVersionError(
-            f"{directory} holds a {header['name']!r} model; this ray_recsys has {', '.join(sorted(MODELS))}",
+            f"{directory} holds a {name!r} model; this ray_recsys has {', '.join(sorted(MODELS))}",
             remedy="train it again with this version",
         )
     arrays = read_model_arrays(directory)
     try:
-        return spec.load(header, arrays)
+        if name == ensemble.NAME:
+            return ensemble.load(header, arrays, lambda its, values: MODELS[its["name"]].load(its, values))
+        return MODELS[name].load(header, arrays)
     except (KeyError, ValueError, RuntimeError) as error:
         raise IntegrityError(f"{directory}: model.safetensors does not belong to model.json: {error}") from error

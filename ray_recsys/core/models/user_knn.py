@@ -4,6 +4,8 @@ score(u, j) = sum over v in neighbours(u) who have j of similarity(u, v) x weigh
 are found when the model is fitted, those of a folded-in history when it is folded in. Similarity compares the weighted
 history of u with the plain history of v.
 
+When to use: where there are fewer users than items, and all histories fit in memory, since serving searches them.
+
 Shapes: U users, I items, B users of a call, C candidates.
 
 Source: Resnick, Iacovou, Suchak, Bergstrom, Riedl: GroupLens, CSCW 1994 (weighted sum over neighbours; without ratings

@@ -60,6 +60,11 @@ class WarmStart(BaseModel):
             message = f"model.name = {recipe.model.name!r} is fitted without epochs and cannot start from a bundle"
             raise InputError(message, remedy=f"train without --warm-start; it is for {names}")
         opened = Bundle.open(path)
+        if (num_seeds := opened.manifest.recipe.train.num_seeds) > 1:
+            raise ArtifactError(
+                f"{opened.path} is the mean of {num_seeds} models: training cannot start from it",
+                remedy="train without --warm-start, or from a bundle of train.num_seeds = 1",
+            )
         before, now = opened.manifest.recipe.model.model_dump(), recipe.model.model_dump()
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in _FREE_KEYS]
         if keys:

@@ -59,8 +59,7 @@ def evaluate(
         candidates: File of candidate lists (user_id, item_id, label), in place of the split and the protocol.
         output: Parquet file of each user's ranks and top K to write; see `core.evaluation.rankings_file`.
         two_stage: Also measure recall(N) → rerank of each model against reranking the whole catalogue.
-        baselines: Whether to evaluate Popularity and Random too, the mean rating beside models of ratings, and recent
-            popularity if the split is by global time.
+        baselines: Whether to evaluate the baselines too.
         num_resamples: Resamples of the users to keep the metrics of, for intervals; see `core.evaluation.bootstrap`.
         report: Progress.
 
@@ -72,25 +71,21 @@ def evaluate(
         StageError: A score is NaN or infinite.
     """
     start_s = time.monotonic()
-    if candidates is not None:
-        _check_goes_with_candidates(output, two_stage=two_stage)
+    _check_goes_together(candidates, output, two_stage=two_stage)
     opened = _open(models, prepared, allow_refit=candidates is not None)
     prepared.verify()
-    beside = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
-    scorers = Scorers(_labelled(opened), beside, executor.num_cpus)
+    scorers = _scorers(opened, prepared, recipe, executor, seed, baselines=baselines)
     frame, lists = None, None
     if candidates is None:
         frame = Frame.of(prepared, executor)
         schema = None if output is None else _schema(prepared, recipe, split, seed)
-        work: Work = SplitUsers(
-            prepared, recipe, split, seed, scorers, executor.share(frame), schema, two_stage, num_resamples
-        )
+        shared = executor.share(frame)
+        work: Work = SplitUsers(prepared, recipe, split, seed, scorers, shared, schema, two_stage, num_resamples)
     else:
         lists = _read_lists(candidates, prepared, report)
         work = GivenLists(executor.share(lists), lists.num_lists, recipe, seed, scorers)
     total = _run(work, executor, f"evaluating {', '.join(map(str, models))} on {prepared.location}", output, report)
     return EvaluationResult(
-        split=split,
         protocol=protocol_label(recipe) if candidates is None else "given",
         models=_metrics(total, frame, prepared.manifest.num_users),
         seconds=round(time.monotonic() - start_s, 3),
@@ -99,8 +94,22 @@ def evaluate(
     )
 
 
+def _scorers(
+    opened: Sequence[TrainedModel],
+    prepared: PreparedSet,
+    recipe: EvaluateRecipe,
+    executor: Executor,
+    seed: int,
+    *,
+    baselines: bool,
+) -> Scorers:
+    """Returns the models by label, with the baselines that stand beside them."""
+    beside = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
+    return Scorers(_labelled(opened), beside, executor.num_cpus)
+
+
 def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, Any]:
-    """Returns how many users, held-out items and candidates were ranked: the same for every model."""
+    """Returns the split, and how many users, held-out items and candidates were ranked: the same for every model."""
     first = next(iter(total.sums.values())).total if total.sums else MetricSums()
     if not first.num_users:
         raise EmptyDataError(
@@ -108,6 +117,7 @@ def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, 
             remedy="choose another split, or prepare with one",
         )
     return {
+        "split": split,
         "num_users": first.num_users,
         "num_eligible_users": total.num_eligible,
         "num_held_out": first.num_held_out,
@@ -122,8 +132,8 @@ def _metrics(total: UnitResult, frame: Frame | None, num_training_users: int) ->
     }
 
 
-def _check_goes_with_candidates(output: LocationLike | None, *, two_stage: bool) -> None:
-    if output is not None or two_stage:
+def _check_goes_together(candidates: LocationLike | None, output: LocationLike | None, *, two_stage: bool) -> None:
+    if candidates is not None and (output is not None or two_stage):
         option = "--output" if output is not None else "--two-stage"
         raise InputError(f"{option} and --candidates exclude each other", remedy="leave one of them out")
 

@@ -116,16 +116,14 @@ def publish(
     reranks = _open(run, prepared)
     recalls = None if recall_run is None else _open(recall_run, prepared)
     prepared.verify()
-    opened, rerank = Run.open(run), reranks.load()
+    opened = Run.open(run)
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
     if gate.is_worse and not force and beside is None:
         message = f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
-    recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
-    similar = _similar_items(rerank, prepared, recipe.num_neighbours, executor)
-    models = BundleModels(rerank, reranks.name, recall, recall_name, similar)
-    report(f"bundle: {rerank.num_users:,} users, {rerank.num_items:,} items")
+    models = _models(reranks, recalls, prepared, recipe, executor)
+    report(f"bundle: {models.rerank.num_users:,} users, {models.rerank.num_items:,} items")
     with home.staging() as staging:
         manifest = build_bundle(
             staging / "bundle",
@@ -137,14 +135,32 @@ def publish(
             parent=home.live(),
         )
         version = home.publish(staging / "bundle", before, live=beside is None)
-    if beside is None:
-        report(f"{version} is live in {home.location}")
-    else:
-        set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
-        report(f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users")
+    report(_go_live(home, version, beside))
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
     return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
+
+
+def _go_live(home: Registry, version: str, beside: Beside | None) -> str:
+    """Makes a version an arm if it is to be one; returns what it is now."""
+    if beside is None:
+        return f"{version} is live in {home.location}"
+    set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
+    return f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users"
+
+
+def _models(
+    reranks: TrainedModel,
+    recalls: TrainedModel | None,
+    prepared: PreparedSet,
+    recipe: BundleRecipe,
+    executor: Executor,
+) -> BundleModels:
+    """Loads the models of a bundle, and finds the similar items of the one that reranks."""
+    rerank = reranks.load()
+    recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
+    similar = _similar_items(rerank, prepared, recipe.num_neighbours, executor)
+    return BundleModels(rerank, reranks.name, recall, recall_name, similar)
 
 
 _SAME = {"parent", "model", "recall_model", "num_users", "num_items", "num_interactions", "refit"}
