@@ -38,6 +38,9 @@ class TrainRecipe(Section):
     """adam: every step updates every row. sparse_adam: Adam for the embedding rows of the batch only, with moments and
     step counts of their own; the cost of a step does not grow with the tables, and each worker keeps only the rows of
     its own users. Models whose steps read all rows (LightGCN) are trained by adam in any case."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matrix products; weights, gradients and the optimizer's state are float32 in any case. tf32: on NVIDIA GPUs
+    only. bf16: autocast, on GPUs and CPUs that have it."""
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""

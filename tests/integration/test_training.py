@@ -25,10 +25,11 @@ EPOCHS = 20
 
 
 def recipe(**cluster_keys: object) -> Recipe:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "init_std": 0.1, "dropout": 0.1},
         "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.03, "early_stopping_epochs": "none"},
     }
+    sections["train"]["optimizer"] = "sparse_adam"  # rows of users come from both workers
     sections["cluster"] = {"cpus_per_worker": 0.5, "threads_per_worker": 1, **cluster_keys}
     return parse_recipe(sections, "test")
 
@@ -115,7 +116,10 @@ def test_a_lost_worker_is_replaced_and_a_lost_run_resumed_without_a_trace(
     result = train(prepared, run, recipe(), resume=True, report=resumed.append)
     assert result.metrics == uninterrupted[0].metrics
     assert 0 < sum(isinstance(line, EpochFinished) for line in resumed) < EPOCHS
-    for name in ("model/model.safetensors", "last/weights.safetensors"):
+    names = {str(path.relative_to(run)) for path in run.rglob("*.safetensors")}
+    assert {path.split("/")[0] for path in names if "users-" in path} == {"model", "last"}
+    assert len(names) == 6  # of each directory one file that all share, and one per worker
+    for name in names:
         assert not weights_differ(run, Path(uninterrupted[0].run), name)
     assert train(prepared, run, recipe(), resume=True).metrics == result.metrics  # finished: nothing to do
 

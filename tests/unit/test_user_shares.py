@@ -93,6 +93,12 @@ def _train_and_save(rank: int, size: int, directory: Path) -> None:
     train_epochs(trainer, feed, validation, 1, lambda *_: None)
     _save(trainer, directory / f"parts-{rank}", directory / f"best-{rank}")
     torch.save(rows_of(trainer), directory / f"rows-{rank}.pt")
+    again, _ = make_trainer(prepared, rank, size)
+    train_epochs(again, feed, validation, 1, lambda *_: None)
+    expected = trainer.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
+    shared = [expected[name] for name in expected if name not in trainer.model.user_tables]
+    torch.save(shared, directory / f"shared-{rank}.pt")
 
 
 def _save(trainer: Trainer, directory: Path, best: Path) -> None:
@@ -128,6 +134,8 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_one_of_one_with_three(
     for name in ("two", "three"):
         shutil.copytree(prepared.path, tmp_path / name / "data")
     run_group(_train_and_save, 2, tmp_path / "two")
+    shared = [torch.load(tmp_path / "two" / f"shared-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*shared, strict=True))  # the workers agree on all that both have
     alone, _ = make_trainer(prepared, 0, 1)
     before = rows_of(alone)["user_gmf"].clone()
     load_checkpoint(alone, join_parts(tmp_path / "two", 2), tmp_path / "best")

@@ -9,6 +9,7 @@ Shapes: n distinct rows of a batch, W columns of all tables of a kind side by si
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -48,6 +49,13 @@ def is_sparse(recipe: TrainRecipe, *, splits_users: bool) -> bool:
     return recipe.optimizer == "sparse_adam" and splits_users
 
 
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Returns a context in which matrix products have the precision of `train.precision`."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 class DenseLearner:
     """Adam over all parameters.
 
@@ -60,13 +68,15 @@ class DenseLearner:
     def __init__(self, model: GradientModel, recipe: TrainRecipe, wrap: Callable[[nn.Module], nn.Module]) -> None:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
         self._device = next(model.parameters()).device
+        self._precision = recipe.precision
         self._loss = wrap(model)
 
     def step(self, batch: Batch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
-        loss: Tensor = self._loss(to_tensors(batch, self._device))
+        with computing_in(self._precision, self._device):
+            loss: Tensor = self._loss(to_tensors(batch, self._device))
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()
@@ -103,7 +113,7 @@ class SparseLearner:
     """
 
     def __init__(self, model: GradientModel, recipe: TrainRecipe, users: range) -> None:
-        self._model, self.users = model, users
+        self._model, self.users, self._precision = model, users, recipe.precision
         parameters = dict(model.named_parameters())
         self._device = next(iter(parameters.values())).device
         tables = {field: [n for n in names if n in parameters] for field, names in model.batch_tables.items()}
@@ -145,7 +155,8 @@ class SparseLearner:
             name: leaf for field, tables in self._tables.items() for name, leaf in tables.gather(touched[field].own)
         }
         local = replace(to_tensors(batch, self._device), **numbers)
-        loss: Tensor = functional_call(self._model, leaves, (local,))
+        with computing_in(self._precision, self._device):
+            loss: Tensor = functional_call(self._model, leaves, (local,))
         gradients = torch.autograd.grad(loss, [*leaves.values(), *self._dense], materialize_grads=True)
         of_leaves = dict(zip(leaves, gradients, strict=False))
         rows = {field: tables.total(touched[field], of_leaves) for field, tables in self._tables.items()}

@@ -12,7 +12,7 @@ Source: Kingma, Ba: Adam, ICLR 2015, algorithm 1. Lazy updates: TensorFlow's Laz
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,16 +32,14 @@ class RowAdam:
         self._tables = [table.detach() for table in tables]
         num_rows, device = len(tables[0]), tables[0].device
         self.widths = [math.prod(table.shape[1:]) for table in tables]
-        self.means = torch.zeros(num_rows, sum(self.widths), device=device)
-        """Averages of the gradients, float32[R, W]."""
-        self.squares = torch.zeros_like(self.means)
-        """Averages of their squares, float32[R, W]."""
+        self.moments = torch.zeros(num_rows, 2, sum(self.widths), device=device)
+        """Averages of the gradients and of their squares, float32[R, 2, W]; a step reads both of a row at once."""
         self.num_steps = torch.zeros(num_rows, dtype=torch.int32, device=device)
         """Steps that touched each row, int32[R]."""
 
     def state(self) -> dict[str, Tensor]:
         """Returns what there is beside the tables, by name; shared, not copied."""
-        return {"means": self.means, "squares": self.squares, "num_steps": self.num_steps}
+        return {"moments": self.moments, "num_steps": self.num_steps}
 
     @torch.no_grad()
     def update(self, rows: Tensor, gradients: Tensor, learning_rate: float) -> None:
@@ -54,22 +52,23 @@ class RowAdam:
         """
         if not len(rows):
             return
-        num_rows = max(1, _BLOCK_VALUES // max(1, gradients.shape[1]))
-        for part, gradient in zip(torch.split(rows, num_rows), torch.split(gradients, num_rows), strict=True):
-            for table, change in zip(self._tables, self._changes(part, gradient, learning_rate), strict=True):
-                table.index_add_(0, part, change.view(-1, *table.shape[1:]))
-
-    def _changes(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Iterator[Tensor]:
-        """Updates the state of some rows; yields what is added to those of each table."""
         steps = self.num_steps.index_select(0, rows).add_(1)
         self.num_steps.index_copy_(0, rows, steps)
-        mean = self.means.index_select(0, rows).lerp_(gradient, 1 - _BETA_1)
-        self.means.index_copy_(0, rows, mean)
-        square = self.squares.index_select(0, rows).mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
-        self.squares.index_copy_(0, rows, square)
-        exponents = steps.double()
-        correction_1 = (1 - _BETA_1**exponents).float().unsqueeze(1)
-        correction_2 = (1 - _BETA_2**exponents).sqrt_().float().unsqueeze(1)
-        scale = square.sqrt_().div_(correction_2).add_(_EPSILON).mul_(correction_1)
-        changes = mean.div_(scale).mul_(-learning_rate)
-        yield from (part.contiguous() for part in torch.split(changes, self.widths, dim=1))
+        corrections = [
+            -torch.expm1(steps.unsqueeze(1) * math.log(beta)) for beta in (_BETA_1, _BETA_2)
+        ]  # 1 - beta^steps
+        num_rows = max(1, _BLOCK_VALUES // max(1, gradients.shape[1]))
+        blocks = (torch.split(part, num_rows) for part in (rows, gradients, corrections[0], corrections[1].sqrt_()))
+        for part, gradient, *scales in zip(*blocks, strict=True):
+            changes = self._changes(part, gradient, *scales).mul_(-learning_rate)
+            for table, change in zip(self._tables, torch.split(changes, self.widths, dim=1), strict=True):
+                updated = table.index_select(0, part).add_(change.reshape(-1, *table.shape[1:]))
+                table.index_copy_(0, part, updated)  # index_add_ is slower for rows in order
+
+    def _changes(self, rows: Tensor, gradient: Tensor, correction_1: Tensor, correction_2: Tensor) -> Tensor:
+        """Updates the moments of some rows; returns what is added to the rows, divided by minus the learning rate."""
+        moments = self.moments.index_select(0, rows)
+        mean, square = moments[:, 0].lerp_(gradient, 1 - _BETA_1), moments[:, 1]
+        square.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+        self.moments.index_copy_(0, rows, moments)
+        return mean / square.sqrt_().div_(correction_2).add_(_EPSILON).mul_(correction_1)

@@ -23,7 +23,7 @@ class RowFinder:
         self._slots: Int32s = np.empty(num_rows, np.int32)
 
     def __call__(self, idx: Integers) -> tuple[Int64s, Int64s]:
-        """Returns the distinct indices, int64[n], in order of their last occurrence, and where each index is in them.
+        """Returns the distinct indices, ascending, int64[n], and where each index is in them.
 
         Args:
             idx: Integers in 0..R-1, of any shape; the second result has the same shape.
@@ -32,7 +32,7 @@ class RowFinder:
         numbers = np.arange(len(flat), dtype=np.int32)
         self._slots[flat] = numbers  # of equal indices the last one stays; nothing has to be cleared
         is_last = self._slots[flat] == numbers
-        distinct = flat[is_last].astype(np.int64)
+        distinct = np.sort(flat[is_last]).astype(np.int64)  # in order, so that memory is read in one direction
         self._slots[distinct] = numbers[: len(distinct)]
         return distinct, self._slots[flat].astype(np.int64).reshape(idx.shape)
 
