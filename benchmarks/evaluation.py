@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -77,10 +78,14 @@ def measure(directory: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
     parts = [prepared.read_partition(partition) for partition in range(NUM_PARTITIONS)]
     executor = RayExecutor("evaluate", RECIPE.cluster)
 
+    def evaluate_part(part: Histories) -> None:
+        torch.set_num_threads(1)
+        evaluate_users(model, part, num_items=NUM_ITEMS, recipe=RECIPE.evaluate, split="test", seed=1)
+
     def kernel() -> None:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        for part in parts:
-            evaluate_users(model, part, num_items=NUM_ITEMS, recipe=RECIPE.evaluate, split="test", seed=1)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            for _ in threads.map(evaluate_part, parts):
+                pass
 
     def product() -> None:
         evaluate([directory / "run"], prepared, RECIPE.evaluate, executor, seed=1, baselines=False)

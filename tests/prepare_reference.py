@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.counter_random import splitmix64
-from ray_recsys.core.preparing.staging import hash_ids
+from ray_recsys.core.preparing.ids import hash_ids
 
 Row = tuple[str, str, int, float]  # user, item, second, rating
 Kept = tuple[str, int, float, int]  # item, second, rating, repetition

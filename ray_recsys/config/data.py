@@ -112,6 +112,8 @@ class PrepareRecipe(Section):
     """Which of a pair's interactions is kept; `count`: the last, with the number of them as its repetition."""
     min_rating: float | None = None
     """Interactions rated lower are dropped, after deduplication."""
+    max_interactions_per_user: PositiveInt = 1_000_000
+    """A user with more rows in the log, repetitions included, is a robot: all its rows are dropped."""
     min_interactions_per_user: PositiveInt = 1
     min_interactions_per_item: PositiveInt = 1
     filter: Literal["once", "k_core"] = "once"

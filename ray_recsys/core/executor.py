@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from ray_recsys.core.exchange import Exchange, SerialExchange
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -19,8 +21,8 @@ class Shared(Protocol[Value_co]):
         ...
 
 
-class Executor(Protocol):
-    """Runs tasks that are told apart by a number."""
+class Executor(Exchange, Protocol):
+    """Runs tasks that are told apart by a number, and tasks on what others left (`exchange`)."""
 
     @property
     def num_cpus(self) -> int:
@@ -62,7 +64,7 @@ class _Held(Generic[Value]):
         return self.value
 
 
-class SerialExecutor:
+class SerialExecutor(SerialExchange):
     """Runs the tasks one after the other in this process."""
 
     num_cpus = 1

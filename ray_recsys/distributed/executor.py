@@ -5,8 +5,6 @@ is taken for the cause, and named. An error of the package is not retried: the c
 machine's error (a full disk, say) becomes a StageError.
 """
 
-import ctypes
-import errno
 import functools
 import warnings
 from collections import deque
@@ -15,40 +13,32 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 import ray.util.annotations
 
-from ray_recsys.config import ClusterRecipe
 from ray_recsys.core.executor import Shared, with_number
-from ray_recsys.distributed.ray_errors import causes
+from ray_recsys.distributed.exchange import RayExchange
+from ray_recsys.distributed.guarding import NUM_RETRIES, cause_of_loss, checked, guarded, is_lost
 from ray_recsys.distributed.resources import require_cpu
 from ray_recsys.errors import RecsysError, StageError
-from ray_recsys.progress import Reporter, silent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-_NUM_RETRIES = 3  # of a task whose process or node was lost; Ray Data's own default is without end
 _ITEMS_PER_CPU = 2  # in flight: one being worked on, one waiting
 
 
 class _Guarded(Generic[Item, Result]):
-    """A function whose errors are returned: Ray would retry what it sees raised."""
+    """A function whose errors are returned."""
 
     def __init__(self, function: Callable[[Item], Result], stage: str) -> None:
         self._function, self._stage = function, stage
 
     def __call__(self, item: Item) -> Result | RecsysError:
-        _keep_freed_memory()
-        try:
-            return self._function(item)
-        except RecsysError as error:
-            return error
-        except (OSError, MemoryError, pa.ArrowException) as error:
-            return StageError(f"{self._stage} failed: {_describe(error)}", remedy=_remedy(error))
+        result: Result | RecsysError = guarded(self._function, self._stage, item)
+        return result
 
 
 class _Numbered(Generic[Result]):
@@ -65,32 +55,16 @@ class _Numbered(Generic[Result]):
 
 
 def _bounded_retries() -> dict[str, Any]:
-    return {"max_retries": _NUM_RETRIES}
+    return {"max_retries": NUM_RETRIES}
 
 
-@ray.remote(max_retries=_NUM_RETRIES)
+@ray.remote(max_retries=NUM_RETRIES)
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _checked(result: Any) -> Any:
-    if isinstance(result, RecsysError):
-        raise result
-    return result
-
-
 def _result_of(reference: Any) -> Any:
-    return _checked(ray.get(reference))
-
-
-def _is_lost_process(error: BaseException) -> bool:
-    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-    return any(isinstance(cause, lost) for cause in (error, *causes(error)))
-
-
-def _cause_of_loss(error: BaseException) -> str:
-    is_memory = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in (error, *causes(error)))
-    return "it used more memory than the node has" if is_memory else "it crashed, or the system killed it"
+    return checked(ray.get(reference))
 
 
 def _described(task: Any, number: int) -> str:
@@ -98,31 +72,6 @@ def _described(task: Any, number: int) -> str:
     inner = task.args[0] if isinstance(task, functools.partial) and task.func is with_number else task
     describe = getattr(inner, "describe", None)
     return "" if describe is None else f" ({describe(number)})"
-
-
-def _describe(error: Exception) -> str:
-    """Returns the error's text, which names its file; Arrow's out-of-memory error has none."""
-    return str(error) or type(error).__name__
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno 28" in str(error)):
-        return "free space there, or choose a directory with more, and retry"
-    if isinstance(error, MemoryError):
-        return "give the tasks more memory: fewer CPUs a node, or more and smaller partitions"
-    return "fix the cause and retry; nothing was left behind"
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Makes this process reuse the memory of freed arrays instead of returning it: a tenth of prepare's time.
-
-    Source: mallopt(3) of glibc; M_TRIM_THRESHOLD is -1, M_MMAP_MAX is -4. Other C libraries have no such function.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +83,8 @@ class _InObjectStore(Generic[Value]):
         return value
 
 
-class RayExecutor:
-    """Runs tasks on the Ray cluster that this process is connected to.
-
-    Args:
-        command: Named in errors.
-        cluster: Whether to wait for nodes that start on demand.
-        report: Receives what is missing if the tasks wait.
-    """
-
-    def __init__(self, command: str, cluster: ClusterRecipe, *, report: Reporter = silent) -> None:
-        self._command, self._cluster, self._report = command, cluster, report
-
-    @property
-    def num_cpus(self) -> int:
-        """CPUs of the cluster."""
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+class RayExecutor(RayExchange):
+    """Runs tasks on the Ray cluster that this process is connected to; see `RayExchange` for the arguments."""
 
     def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
         """Yields `task(number)` for every number below `num_tasks`, in any order; see `core.executor`.
@@ -179,9 +114,9 @@ class RayExecutor:
         try:
             for row in results.iter_rows():
                 missing.discard(row["number"])
-                yield _checked(row["result"])
+                yield checked(row["result"])
         except ray.exceptions.RayError as error:
-            if not _is_lost_process(error):
+            if not is_lost(error):
                 raise
             yield from self._run_singly(task, sorted(missing), num_tasks, stage)
 
@@ -195,14 +130,14 @@ class RayExecutor:
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    if not _is_lost_process(error):
+                    if not is_lost(error):
                         raise
                     raise StageError(
                         f"{stage}: part {number} of {num_tasks}, counted from 0{_described(task, number)}, ended its "
-                        f"process {_NUM_RETRIES + 1} times ({_cause_of_loss(error)})",
+                        f"process {NUM_RETRIES + 1} times ({cause_of_loss(error)})",
                         remedy="look for a damaged file or for a part that needs more memory than a node has",
                     ) from error
-                yield _checked(result)
+                yield checked(result)
 
     def stream(self, function: Callable[[Item], Result], items: Iterable[Item], *, stage: str) -> Iterator[Result]:
         """Yields `function(item)` for each item, in order; two items per CPU are held at a time.

@@ -21,7 +21,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         _quality(comparison),
         _differences(comparison),
         _cost(comparison),
-        _others(comparison),
+        *_others(comparison),
         *_two_stages(comparison),
     ]
 
@@ -35,9 +35,9 @@ def facts(comparison: Comparison) -> str:
     budget = "no limit of time" if terms.max_seconds is None else f"at most {terms.max_seconds:g} s of epochs each"
     num_seeds = max(len(result.seeds) for result in comparison.recipes)
     return (
-        f"{comparison.protocol} ranking of {terms.split}, {users}; {num_seeds} seeds, {budget}, never refit. Brackets: "
-        f"{CONFIDENCE:.0%} percentile interval of the paired bootstrap over users ({terms.num_resamples:,} resamples, "
-        f"a user's value is the mean over the seeds); ±: standard deviation over the seeds."
+        f"{comparison.protocol} ranking of {terms.split}, {users}; seeds: {num_seeds}, {budget}, never refit. "
+        f"Brackets: {CONFIDENCE:.0%} percentile interval of the paired bootstrap over users ({terms.num_resamples:,} "
+        f"resamples, a user's value is the mean over the seeds); ±: standard deviation over the seeds."
     )
 
 
@@ -58,7 +58,10 @@ def _quality(comparison: Comparison) -> TextTable:
     names = list(comparison.recipes[0].metrics)
     shown = [name for name in names if name == "MRR" or name.endswith(comparison.main_metric.removeprefix("NDCG"))]
     rows = [
-        (result.recipe, *(f"{_interval(result.metrics[name])} ±{result.deviations[name]:.4f}" for name in shown))
+        (
+            result.recipe,
+            *(_interval(result.metrics[name]) + _deviation(result.deviations[name], result.seeds) for name in shown),
+        )
         for result in comparison.recipes
     ]
     rows += [(label, *(_interval(metrics[name]) for name in shown)) for label, metrics in comparison.baselines.items()]
@@ -97,13 +100,13 @@ def _cost(comparison: Comparison) -> TextTable:
     return TextTable(header, rows, "Cost: a request is recall of 200 and rerank, in process on one thread")
 
 
-def _others(comparison: Comparison) -> TextTable:
+def _others(comparison: Comparison) -> list[TextTable]:
     names = list(dict.fromkeys(name for result in comparison.recipes for name in result.others))
     rows = [
         (result.recipe, *(f"{result.others[name]:.4f}" if name in result.others else "" for name in names))
         for result in comparison.recipes
     ]
-    return TextTable(("recipe", *names), rows, "What is recommended")
+    return [TextTable(("recipe", *names), rows, "Errors of ratings, and what is recommended")] if names else []
 
 
 def _two_stages(comparison: Comparison) -> list[TextTable]:
@@ -123,6 +126,10 @@ def _two_stages(comparison: Comparison) -> list[TextTable]:
     columns = tuple(f"{point.num_candidates:,}" for point in there[0].two_stage.points)
     title = "Two stages: candidate recall / share of the whole catalogue's NDCG@10, by number of candidates"
     return [TextTable(("recipe", "NDCG@10", "recall alone", *columns), [row(result) for result in there], title)]
+
+
+def _deviation(value: float, seeds: Sequence[int]) -> str:
+    return f" ±{value:.4f}" if len(seeds) > 1 else ""
 
 
 def _interval(interval: Interval, *, sign: str = "") -> str:

@@ -1,7 +1,7 @@
 """Prepares one log on clusters of several shapes and prints a digest of each result; run by test_prepare_cluster.
 
 A separate process, because a process has one Ray: python -m tests.integration.prepare_on_clusters LOG WORK SHAPE...
-A shape is the number of CPUs of one node, or `lose-a-node`: 3 nodes, one of which is killed once staging files appear.
+A shape is the number of CPUs of one node, or `lose-a-node`: 3 nodes, one of which is killed once the log is read.
 """
 
 import hashlib
@@ -9,9 +9,6 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -50,28 +47,19 @@ def prepare_losing_a_node(log: Path, output: Path) -> dict[str, object]:
         cluster.wait_for_nodes(timeout=WAIT_S)
         lost: list[str] = []
 
-        def kill() -> None:
-            cluster.remove_node(nodes[0], allow_graceful=False)
-            lost.append(nodes[0].node_id)
+        def kill_once_read(event: object) -> None:
+            """Rows are then in the object stores of all nodes, and nothing of the rest has begun."""
+            if str(event).startswith("read ") and not lost:
+                cluster.remove_node(nodes[0], allow_graceful=False)
+                lost.append(nodes[0].node_id)
 
         with connect(cluster.address):
-            watcher = threading.Thread(target=_once_staging_appears, args=(output, kill), daemon=True)
-            watcher.start()
-            prepare([str(log)], output, RECIPE, EXECUTOR)
-            watcher.join(WAIT_S)
+            executor = RayExecutor("prepare", ClusterRecipe())
+            prepare([str(log)], output, RECIPE, executor, report=kill_once_read)
             alive = sum(node["Alive"] for node in ray.nodes())
         return {"files": digests(output), "num_lost": len(lost), "num_alive": alive}
     finally:
         cluster.shutdown()
-
-
-def _once_staging_appears(output: Path, act: Callable[[], None]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline_s:
-        if any(output.parent.glob(f".{output.name}.tmp-*/staging/*")):
-            act()
-            return
-        time.sleep(0.01)
 
 
 def main() -> None:

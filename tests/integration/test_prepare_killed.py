@@ -22,8 +22,8 @@ LOG = SyntheticLog(num_interactions=600_000, num_users=9_000, num_items=900, num
 WAIT_S = 60.0
 
 
-def staging_of(output: Path) -> list[Path]:
-    return list(output.parent.glob(f".{output.name}.tmp-*/staging/block-*"))
+def unpublished_files_of(output: Path) -> list[Path]:
+    return list(output.parent.glob(f".{output.name}.tmp-*/*"))
 
 
 def test_a_killed_prepare_leaves_nothing_readable_and_a_rerun_succeeds(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_killed_prepare_leaves_nothing_readable_and_a_rerun_succeeds(tmp_path:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + WAIT_S
-    while not staging_of(output) and time.monotonic() < deadline_s:
+    while not unpublished_files_of(output) and time.monotonic() < deadline_s:
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,6 +86,41 @@ def test_a_task_that_kills_its_process_each_time_is_named_after_a_few_tries(tmp_
     with pytest.raises(StageError, match=r"reading: part 3 of 6, counted from 0 \(file-3\.csv\), ended its process"):
         done.extend(EXECUTOR.map(Crashing(tmp_path / "log"), 6, stage="reading"))
     assert 2 <= len((tmp_path / "log").read_text()) <= 8
+
+
+class Passing:
+    """Leaves (number, number + 1) twice; kills its process at one number, as often as a file of marks is missing."""
+
+    def __init__(self, marks: Path, num_kills: int) -> None:
+        self._marks, self._num_kills = marks, num_kills
+
+    def __call__(self, number: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        yield f"{number}a", (number, number + 1)
+        if number == 1 and len(list(self._marks.iterdir())) < self._num_kills:
+            (self._marks / str(time.time_ns())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield f"{number}b", (number, number + 1)
+
+
+def add(number: int, *values: int) -> tuple[int, tuple[()]]:
+    if values[0] > 100:
+        raise DataError(f"part {number} is damaged")
+    return sum(values), ()
+
+
+def test_parts_travel_between_tasks_and_outlive_a_lost_process(tmp_path: Path) -> None:
+    left = EXECUTOR.run_generators(Passing(tmp_path, 1), [()] * 3, 2, stage="passing")
+    assert [each.report for each in left] == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    sums = EXECUTOR.run(add, [[each.parts[1] for each in left], [left[2].parts[0], 5]], 0, stage="adding")
+    assert [each.report for each in sums] == [12, 6]
+    with pytest.raises(DataError, match="part 1 is damaged"):
+        EXECUTOR.run(add, [[1], [101]], 0, stage="adding")
+
+
+def test_a_part_that_kills_its_process_each_time_is_named_after_a_few_tries(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"passing: part 1, counted from 0 \(file-1\), ended its process 4 times"):
+        EXECUTOR.run_generators(Passing(tmp_path, 99), [()] * 3, 2, stage="passing", describe=lambda n: f"file-{n}")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_task_whose_process_is_lost_once_is_retried(tmp_path: Path) -> None:

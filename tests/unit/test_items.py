@@ -7,59 +7,66 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_recsys.config import ItemsRecipe
-from ray_recsys.core.files import write_arrow
+from ray_recsys.core.preparing.ids import PackedIds, hash_ids
 from ray_recsys.core.preparing.items import (
-    ItemCodes,
+    find_items,
     join_side_items,
-    merge_items,
     read_side_items,
     vocabulary_order,
     write_items,
 )
 from ray_recsys.errors import DataError
+from tests.executors import EXECUTOR
 
-INTEGERS = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=8), max_size=4)
+INTEGERS = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=8), min_size=1, max_size=4)
 TEXTS = st.lists(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), unique=True, max_size=8), max_size=4
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), unique=True, max_size=8),
+    min_size=1,
+    max_size=4,
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def parts_of(block: list[Any], num_parts: int, is_text: bool) -> tuple[list[PackedIds], list[Any]]:
+    """Returns the block's items by hash partition, and in their order."""
+    hashes = hash_ids(pa.array(block, pa.string() if is_text else pa.int64())) % np.uint64(num_parts)
+    parts = [[item for item, part in zip(block, hashes, strict=True) if part == number] for number in range(num_parts)]
+    dtype = pa.string() if is_text else pa.int64()
+    return [PackedIds.of(pa.array(part, dtype)) for part in parts], [item for part in parts for item in part]
+
+
 @pytest.mark.parametrize("merged_at_once", [1, 5, 1_000])
-@given(blocks=INTEGERS | TEXTS)
+@given(INTEGERS | TEXTS, st.integers(1, 3), st.integers(1, 3))
 def test_a_code_is_the_rank_of_the_id(
-    tmp_path_factory: pytest.TempPathFactory, merged_at_once: int, blocks: list[list[Any]]
+    merged_at_once: int, blocks: list[list[Any]], num_parts: int, blocks_per_part: int
 ) -> None:
-    staging = tmp_path_factory.mktemp("staging")
     ids = [external_id for block in blocks for external_id in block]
     is_text = any(isinstance(external_id, str) for external_id in ids)
-    for number, block in enumerate(blocks):
-        (staging / f"block-{number}").mkdir()
-        column = pa.array(block, pa.string() if is_text else pa.int64())
-        write_arrow(pa.table({"id": column}), staging / f"block-{number}" / "items.arrow")
-    names = [f"block-{number}" for number in range(len(blocks))]
+    packed = [parts_of(block, num_parts, is_text) for block in blocks]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray_recsys.core.preparing.items._MERGED_AT_ONCE", merged_at_once)
-        merged = merge_items(names, "text" if is_text else "integer", staging)
+        patch.setattr("ray_recsys.core.preparing.items.BLOCKS_PER_ITEM_PART", blocks_per_part)
+        found = find_items([tuple(parts) for parts, _ in packed], "text" if is_text else "integer", EXECUTOR)
     expected = sorted(set(ids), key=str.encode) if is_text else sorted(set(ids))
-    assert merged.to_pylist() == expected
-    codes = ItemCodes(staging)
-    for name, block in zip(names, blocks, strict=True):
-        rows = np.arange(len(block), dtype=np.int32)[::-1]
-        assert codes.of_rows(name, rows).tolist() == [expected.index(external_id) for external_id in block[::-1]]
+    assert isinstance(found.ids, PackedIds)
+    assert found.ids.array().to_pylist() == expected
+    assert found.num_items == len(expected)
+    for codes, (_, ordered) in zip(found.codes, packed, strict=True):
+        assert isinstance(codes, np.ndarray)
+        assert codes.tolist() == [expected.index(external_id) for external_id in ordered]
 
 
-def test_integers_written_as_text_in_one_block_and_as_integers_in_another_are_the_same_items(tmp_path: Path) -> None:
-    for name, ids in (("a", pa.array([10, 9])), ("b", pa.array(["9", "11"]))):
-        (tmp_path / name).mkdir()
-        write_arrow(pa.table({"id": ids}), tmp_path / name / "items.arrow")
-    assert merge_items(["a", "b"], "integer", tmp_path).to_pylist() == [9, 10, 11]
-    assert merge_items(["a", "b"], "text", tmp_path).to_pylist() == ["10", "11", "9"]
-    assert ItemCodes(tmp_path).of_rows("b", np.array([0, 1, 1])).tolist() == [2, 1, 1]
+def test_integers_written_as_text_in_one_block_and_as_integers_in_another_are_the_same_items() -> None:
+    blocks = [(PackedIds.of(pa.array([10, 9])),), (PackedIds.of(pa.array(["9", "11"])),)]
+    integers, texts = (find_items(blocks, kind, EXECUTOR) for kind in ("integer", "text"))
+    assert isinstance(integers.ids, PackedIds)
+    assert isinstance(texts.ids, PackedIds)
+    assert integers.ids.array().to_pylist() == [9, 10, 11]
+    assert texts.ids.array().to_pylist() == ["10", "11", "9"]
+    assert np.array(texts.codes[1]).tolist() == [2, 1]
 
 
 @given(st.lists(st.integers(0, 5), max_size=30))

@@ -7,10 +7,10 @@ import pytest
 from ray_recsys.config import PrepareRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.preparing.checking import DropLog
+from ray_recsys.core.preparing.ids import NUM_BUCKETS
 from ray_recsys.core.preparing.log_files import LogFile
 from ray_recsys.core.preparing.pipeline import fingerprint, num_partitions
 from ray_recsys.core.preparing.result import check_left
-from ray_recsys.core.preparing.staging import NUM_BUCKETS
 from ray_recsys.errors import DataError, EmptyDataError
 
 FILE = LogFile("log.csv", "csv", None, 10, "1")

@@ -1,20 +1,19 @@
 """Cuts and labels against brute force over sorted lists."""
 
 import math
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_recsys.config import SplitRecipe
 from ray_recsys.core.arrays import Int64s
-from ray_recsys.core.files import write_arrow
+from ray_recsys.core.preparing.blocks import Block, LogSummary
+from ray_recsys.core.preparing.ids import PackedIds
 from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION
 from ray_recsys.core.preparing.splits import (
-    count_block_times,
+    count_times,
     cuts_from_fractions,
     find_cut,
     find_cuts,
@@ -22,7 +21,6 @@ from ray_recsys.core.preparing.splits import (
     leave_one_out,
     random_per_user,
 )
-from ray_recsys.core.preparing.staging import StagedLog
 from tests.executors import EXECUTOR
 
 TIMES = st.lists(
@@ -70,40 +68,37 @@ def test_the_periods_hold_at_most_the_fractions(times: list[int], validation: fl
     assert labels.tolist() == [(time >= validation_from) + (time >= test_from) for time in times]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def block_of(times_us: list[int]) -> Block:
+    none = np.zeros(0, np.int64)
+    return Block({"time_us": np.array(times_us, np.int64)}, PackedIds(none, None), 0, none, none)
+
+
+@settings(max_examples=30)
 @given(TIMES, st.data())
-def test_cuts_of_staged_blocks_are_those_of_the_log(tmp_path: Path, times: list[int], data: st.DataObject) -> None:
+def test_cuts_of_blocks_are_those_of_the_log(times: list[int], data: st.DataObject) -> None:
     unit_us = data.draw(st.sampled_from([1, 1_000]))
     parts = np.array_split(np.array(times, np.int64) * unit_us, data.draw(st.integers(1, 3)))
-    blocks = []
-    for number, part in enumerate(part for part in parts if len(part)):
-        (tmp_path / f"block-{number}").mkdir(exist_ok=True)
-        write_arrow(pa.table({"time_us": part}), tmp_path / f"block-{number}" / "rows.arrow")
-        blocks.append(f"block-{number}")
-    log = StagedLog(
-        rows_kept=len(times),
-        blocks=tuple(blocks),
-        time_unit_us=unit_us,
-        time_range_us=(min(times) * unit_us, max(times) * unit_us),
+    blocks = [block_of(part.tolist()) for part in parts if len(part)]
+    summary = LogSummary(
+        rows_kept=len(times), time_unit_us=unit_us, time_range_us=(min(times) * unit_us, max(times) * unit_us)
     )
     split = SplitRecipe(method="global_time")
     expected = cuts_from_fractions(Counted(times), (min(times), max(times)), len(times), split)
-    assert find_cuts(log, split, tmp_path, EXECUTOR) == expected
+    assert find_cuts(summary, blocks, split, EXECUTOR) == expected
 
 
-def test_cuts_that_the_recipe_gives_need_no_histogram(tmp_path: Path) -> None:
-    log = StagedLog(rows_kept=9, blocks=("missing",), time_unit_us=1_000, time_range_us=(0, 9_000_000))
+def test_cuts_that_the_recipe_gives_need_no_histogram() -> None:
+    summary = LogSummary(rows_kept=9, time_unit_us=1_000, time_range_us=(0, 9_000_000))
     given_cuts = SplitRecipe(method="global_time", validation_from_s=3, test_from_s=5)
-    assert find_cuts(log, given_cuts, tmp_path, EXECUTOR) == (3_000, 5_000)
-    assert find_cuts(log, SplitRecipe(), tmp_path, EXECUTOR) is None
-    assert find_cuts(StagedLog(), given_cuts, tmp_path, EXECUTOR) is None
+    assert find_cuts(summary, ["missing"], given_cuts, EXECUTOR) == (3_000, 5_000)
+    assert find_cuts(summary, ["missing"], SplitRecipe(), EXECUTOR) is None
+    assert find_cuts(LogSummary(), [], given_cuts, EXECUTOR) is None
 
 
-def test_times_outside_the_bins_are_not_counted(tmp_path: Path) -> None:
-    (tmp_path / "block").mkdir()
-    write_arrow(pa.table({"time_us": [9, 10, 19, 20, 29, 30, 35]}), tmp_path / "block" / "rows.arrow")
-    assert count_block_times(tmp_path, ["block"], (1, 10, 10, 2), 0).tolist() == [2, 2]
-    assert count_block_times(tmp_path, ["block"], (10, 0, 1, 3), 0).tolist() == [1, 2, 2]
+def test_times_outside_the_bins_are_not_counted() -> None:
+    block = block_of([9, 10, 19, 20, 29, 30, 35])
+    assert count_times((1, 10, 10, 2), 0, block)[1][0].tolist() == [2, 2]
+    assert count_times((10, 0, 1, 3), 0, block)[1][0].tolist() == [1, 2, 2]
 
 
 @given(st.lists(st.integers(0, 6), max_size=8))

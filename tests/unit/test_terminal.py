@@ -1,10 +1,13 @@
 """On a terminal: the same lines, and a bar that counts epochs and goes away."""
 
 import io
+import pickle
+from types import SimpleNamespace
 
 from rich.console import Console
 
 from ray_recsys.commands.terminal import TerminalReporter
+from ray_recsys.distributed.tuning import _TrialReporter
 from ray_recsys.progress import EpochFinished, Warned
 
 
@@ -30,6 +33,11 @@ def test_lines_are_kept_above_a_bar_over_the_epochs() -> None:
     assert "at most 2 min left" in text
     assert "refit " in text
     assert text.rstrip().endswith("\x1b[2K")  # the bar is wiped: the terminal is left as lines alone
+
+
+def test_a_search_on_a_terminal_keeps_its_callbacks_in_a_file() -> None:
+    kept = pickle.loads(pickle.dumps(_TrialReporter(TerminalReporter("tune"))))
+    kept.on_trial_error(1, [], SimpleNamespace(config={}))  # to nobody: a resumed search sets its own reporter
 
 
 def test_an_early_end_leaves_no_bar_behind() -> None:

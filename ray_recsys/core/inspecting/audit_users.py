@@ -18,7 +18,7 @@ from ray_recsys.core.arrays import Bools, Int64s
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.inspecting.audit_findings import Finding, find, is_repeated_id
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.preparing.staging import bucket_of, hash_ids, partition_bounds
+from ray_recsys.core.preparing.ids import bucket_of, hash_ids, partition_bounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
-"""The distinct items of a log: merged from its staging blocks, coded, joined with the side file, written as a table.
+"""The distinct items of a log: found by hash partitions of items, coded, counted, joined with the side file, written.
 
 An item's code is its rank in the order of ids (integers by value, texts by UTF-8 bytes): it depends on the ids alone.
-Needs memory for the items of the log and of a few blocks at once.
+Tasks do it all; one of them needs memory for the log's items.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,68 +16,148 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_recsys.config import ItemsRecipe
-from ray_recsys.core.arrays import Int32s, Int64s
-from ray_recsys.core.files import read_arrow, write_array, write_arrow
+from ray_recsys.core.arrays import Int64s
+from ray_recsys.core.artifact import FileDigest, digest_file
+from ray_recsys.core.exchange import Exchange, Handle
 from ray_recsys.core.preparing.checking import IdKind, cast_ids
+from ray_recsys.core.preparing.counting import ItemTotals, training_counts
+from ray_recsys.core.preparing.ids import PackedIds, ranked
 from ray_recsys.core.preparing.log_files import LogFile, iter_line_blocks, list_log_files
 from ray_recsys.core.preparing.log_reader import open_parquet
 from ray_recsys.core.preparing.log_text import parse_block, text_layout
 from ray_recsys.errors import DataError
+from ray_recsys.storage.files import written_file
+from ray_recsys.storage.location import Location
 
-ITEM_IDS = "item_ids.arrow"
-_RANKS = "item_ranks.npy"
+BLOCKS_PER_ITEM_PART = 32
+"""Blocks of the log for each hash partition of items, and those whose codes travel as one part."""
 _MERGED_AT_ONCE = 4_000_000
 _MOVIELENS_COLUMNS = ("item_id", "title", "category")
 
 
-def merge_items(blocks: Sequence[str], kind: IdKind, staging: Path) -> pa.Array:
-    """Returns the distinct item ids in order; writes the files that `ItemCodes` reads into the blocks."""
-    merged = cast_ids(pa.array([], pa.string()), kind)
-    waiting: list[tuple[str, pa.Array]] = []
-    for name in blocks:
-        waiting.append((name, cast_ids(read_arrow(staging / name / "items.arrow")["id"].combine_chunks(), kind)))
-        if sum(len(ids) for _, ids in waiting) >= _MERGED_AT_ONCE:
-            merged = _merge(merged, waiting, staging)
-            waiting = []
-    merged = _merge(merged, waiting, staging)
-    order = pc.sort_indices(merged)
-    ranks = np.empty(len(order), np.int32)
-    ranks[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
-    write_array(ranks, staging / _RANKS)
-    ids = merged.take(order)
-    write_arrow(pa.table({"id": ids}), staging / ITEM_IDS)
-    return ids
+@dataclass(frozen=True, slots=True)
+class LogItems:
+    """The items of a log."""
+
+    num_items: int
+    ids: Handle
+    """PackedIds in order of codes."""
+    codes: list[Handle]
+    """Of each block, the log's codes of its items, int32."""
 
 
-def _merge(merged: pa.Array, waiting: Sequence[tuple[str, pa.Array]], staging: Path) -> pa.Array:
-    """Appends the new ids of blocks in order of appearance; writes each block's positions of its ids in the result."""
-    encoded = pa.concat_arrays([merged, *(ids for _, ids in waiting)]).dictionary_encode()
-    codes = encoded.indices.to_numpy()
-    start = len(merged)
-    for name, ids in waiting:
-        write_array(codes[start : start + len(ids)], staging / name / "item_codes.npy")
-        start += len(ids)
-    return encoded.dictionary
+def num_item_parts(num_chunks: int) -> int:
+    """Returns the number of hash partitions of items for a log; the result does not depend on it."""
+    return max(1, num_chunks // BLOCKS_PER_ITEM_PART)
 
 
-class ItemCodes:
-    """Item codes of the rows of any block."""
+def find_items(items: Sequence[tuple[Handle, ...]], kind: IdKind, exchange: Exchange) -> LogItems:
+    """Merges the items of all blocks; `items` has a part for each hash partition of items of each block."""
+    stage = "merging the items of the log"
+    num_parts = len(items[0])
+    size = BLOCKS_PER_ITEM_PART if num_parts > 1 else 1
+    groups = [range(start, min(start + size, len(items))) for start in range(0, len(items), size)]
+    inputs = [[block[part] for block in items] for part in range(num_parts)]
+    merged = exchange.run(_MergeItems(kind, None if num_parts == 1 else size), inputs, 1 + len(groups), stage=stage)
+    if num_parts == 1:
+        return LogItems(merged[0].report, merged[0].parts[0], list(merged[0].parts[1:]))
+    (ordered,) = exchange.run(_order_parts, [[left.parts[0] for left in merged]], 1 + num_parts, stage=stage)
+    codes = exchange.run_generators(
+        _join_codes,
+        [[*ordered.parts[1:], *(left.parts[1 + group] for left in merged)] for group in range(len(groups))],
+        1,
+        stage=stage,
+    )
+    return LogItems(ordered.report, ordered.parts[0], [left.parts[0] for left in codes])
 
-    def __init__(self, staging: Path) -> None:
-        self._staging = staging
-        self._ranks: Int32s = np.load(staging / _RANKS, mmap_mode="r")
 
-    def of_rows(self, block: str, local_codes: Int32s) -> Int32s:
-        """Returns the log-wide item code of each row of a block, given its code in the block's own dictionary."""
-        positions = np.load(self._staging / block / "item_codes.npy", mmap_mode="r")
-        codes: Int32s = self._ranks[positions[local_codes]]
-        return codes
+@dataclass(frozen=True, slots=True)
+class _MergeItems:
+    """Returns how many items a hash partition has; leaves their ids in order, and their ranks for groups of blocks."""
+
+    kind: IdKind
+    group_size: int | None
+    """Blocks of a group; None: this is the only partition, so the ranks are the codes, and each block has its own."""
+
+    def __call__(self, _number: int, *blocks: PackedIds) -> tuple[int, Sequence[Any]]:
+        merged = cast_ids(pa.array([], pa.string()), self.kind)
+        codes: list[Int64s] = []
+        waiting: list[pa.Array] = []
+        for position, block in enumerate(blocks):
+            waiting.append(cast_ids(block.array(), self.kind))
+            if sum(map(len, waiting)) >= _MERGED_AT_ONCE or position == len(blocks) - 1:
+                encoded = pa.concat_arrays([merged, *waiting]).dictionary_encode()
+                ends = np.cumsum([len(merged), *map(len, waiting)])
+                codes += np.split(encoded.indices.to_numpy(), ends)[1:-1]
+                merged, waiting = encoded.dictionary, []
+        rank, ids = ranked(merged)
+        rank32 = rank.astype(np.int32)
+        ranks = [rank32[of_block] for of_block in codes]
+        if self.group_size is None:
+            return len(ids), (PackedIds.of(ids), *ranks)
+        groups = [ranks[start : start + self.group_size] for start in range(0, len(ranks), self.group_size)]
+        return len(ids), (PackedIds.of(ids), *groups)
 
 
-def vocabulary_order(training_counts: Int64s) -> Int64s:
+def _order_parts(_number: int, *parts: PackedIds) -> tuple[int, Sequence[Any]]:
+    """Returns how many items there are; leaves their ids in order, and the rank of each hash partition's items."""
+    rank, ids = ranked(pa.concat_arrays([part.array() for part in parts]))
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return len(ids), (PackedIds.of(ids), *np.split(rank.astype(np.int32), ends))
+
+
+def _join_codes(_number: int, *values: Any) -> Any:
+    """Leaves the codes of each block of a group, given the partitions' ranks and then the ranks within each."""
+    ranks, groups = values[: len(values) // 2], values[len(values) // 2 :]
+    for block in zip(*groups, strict=True):
+        yield None, (np.concatenate([rank[within] for rank, within in zip(ranks, block, strict=True)]),)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenItems:
+    """The vocabulary of a prepared set."""
+
+    num_in_side_file: int
+    """Items that the side file has; 0 without one."""
+    digest: FileDigest
+    ids: Handle
+    """PackedIds of all items of the log, in order of codes."""
+    item_idx: Handle
+    """Index of each item code, int32[I]; -1: not in the vocabulary."""
+
+
+def write_vocabulary(
+    location: Location, items: LogItems, totals: ItemTotals, side: pa.Table | None, exchange: Exchange
+) -> WrittenItems:
+    """Writes the item table of the items that occur in training, with what the side file has of them."""
+    inputs = [[items.ids, *totals.ranges]]
+    (left,) = exchange.run(partial(_write_vocabulary, location, side), inputs, 1, stage=f"writing {location}")
+    return WrittenItems(*left.report, items.ids, left.parts[0])
+
+
+def _write_vocabulary(
+    location: Location,
+    side: pa.Table | None,
+    _number: int,
+    ids: PackedIds,
+    *ranges: Int64s,
+) -> tuple[tuple[int, FileDigest], Sequence[Any]]:
+    counts = training_counts(ranges)
+    order = vocabulary_order(counts)
+    item_idx = np.full(len(counts), -1, np.int32)
+    item_idx[order] = np.arange(len(order), dtype=np.int32)
+    item_ids = ids.array().take(pa.array(order))
+    columns, num_missing = ({}, len(order)) if side is None else join_side_items(item_ids, side)
+    with written_file(location, durable=False) as path:
+        write_items(path, item_ids, counts[order], columns)
+        digest = digest_file(path)
+    return (len(order) - num_missing, digest), (item_idx,)
+
+
+def vocabulary_order(counts: Int64s) -> Int64s:
     """Returns the codes of the items with training interactions, by descending count, ties by id."""
-    order = np.argsort(-training_counts, kind="stable")
-    return order[: np.count_nonzero(training_counts)]
+    order = np.argsort(-counts, kind="stable")
+    return order[: np.count_nonzero(counts)]
 
 
 def write_items(path: Path, ids: pa.Array, counts: Int64s, side_columns: dict[str, pa.Array]) -> None:

@@ -26,6 +26,11 @@ class LogChunk:
     stop: int | None
     layout: TextLayout | None
 
+    def describe(self) -> str:
+        """Returns the file and the part of it in words, for errors."""
+        unit = "row groups" if self.layout is None else "bytes"
+        return self.file.uri if self.stop is None else f"{self.file.uri}, {unit} {self.start:,} to {self.stop:,}"
+
 
 @dataclass(frozen=True, slots=True)
 class LogBlock:

@@ -1,15 +1,14 @@
-"""A raw interaction log → a prepared set, in passes of independent tasks over staging files.
+"""A raw interaction log → a prepared set, in passes of tasks that take what others left (`core.exchange`).
 
-Pass 1 reads chunks of the log (`staging`), pass 2 works on partitions of users (`partitions`), the last writes them
-(`result`). Rows go through files beside the output, never through the driver, which holds the items of the log and a
-few numbers per task. The result depends on the rows alone, not on their order, files or blocks, nor on the executor.
+Chunks of the log become blocks of rows (`blocks`), items are merged (`items`), rows go to the partition of their user
+(`gathering`), are deduplicated, filtered and split there (`settling`), and are written (`result`). The driver sees no
+row and no id, only a few numbers and handles per task. The result depends on the rows alone, not on their order, files
+or blocks, nor on the executor.
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,19 @@ from ray_recsys.core.prepared import (
     PreparedSet,
     write_prepared_manifest,
 )
+from ray_recsys.core.preparing.blocks import ReadLog, read_log
 from ray_recsys.core.preparing.checking import DropLog
-from ray_recsys.core.preparing.items import (
-    join_side_items,
-    merge_items,
-    read_side_items,
-    vocabulary_order,
-    write_items,
-)
+from ray_recsys.core.preparing.gathering import redistribute
+from ray_recsys.core.preparing.ids import NUM_BUCKETS, partition_bounds
+from ray_recsys.core.preparing.items import LogItems, find_items, num_item_parts, read_side_items, write_vocabulary
 from ray_recsys.core.preparing.log_files import LogFile, list_log_files
 from ray_recsys.core.preparing.log_reader import LogChunk, plan_chunks
-from ray_recsys.core.preparing.partitions import PartitionPlan, settle_rows
 from ray_recsys.core.preparing.result import build_manifest, check_left, write_partitions
+from ray_recsys.core.preparing.settling import PartitionPlan, settle_rows
 from ray_recsys.core.preparing.splits import find_cuts
-from ray_recsys.core.preparing.staging import NUM_BUCKETS, StagedLog, partition_bounds, stage_log
 from ray_recsys.errors import ArtifactError, DataError
 from ray_recsys.progress import Reporter, silent
-from ray_recsys.storage.files import exists, is_file, list_folder, scratch_directory
+from ray_recsys.storage.files import exists, is_file, list_folder
 from ray_recsys.storage.location import Location, LocationLike
 
 ROWS_PER_PARTITION = 1_000_000
@@ -91,8 +86,8 @@ def prepare(
     chunks = plan_chunks(files, recipe.input)
     size = sum(file.bytes for file in files)
     report(f"reading {len(files)} file(s), {size / 2**20:,.1f} MiB, in {len(chunks)} chunk(s)")
-    with draft(location, overwrite=overwrite) as root, _staging(root) as staging:
-        manifest = _write(root, chunks, side, recipe, executor, staging=staging, identity=identity, report=report)
+    with draft(location, overwrite=overwrite) as root:
+        manifest = _write(root, chunks, side, recipe, executor, identity=identity, report=report)
     report(_summarize(manifest))
     return manifest
 
@@ -104,16 +99,6 @@ def _test_files(test: Sequence[str], recipe: Recipe) -> list[LogFile]:
             remedy="give --test FILE with split.method = 'given', and only with it",
         )
     return [replace(file, is_test=True) for file in list_log_files(test, recipe.input.format)] if test else []
-
-
-@contextmanager
-def _staging(root: Location) -> Iterator[Path]:
-    """Yields a directory to make for rows on their way: inside a local draft, else on this node's disk."""
-    if root.is_local:
-        yield Path(root / "staging")
-        return
-    with scratch_directory() as directory:
-        yield directory / "staging"
 
 
 def _finished(output: Location, identity: str, recipe: Recipe) -> PreparedManifest | None:
@@ -148,44 +133,45 @@ def _write(
     recipe: Recipe,
     executor: Executor,
     *,
-    staging: Path,
     identity: str,
     report: Reporter,
 ) -> PreparedManifest:
     """Writes the prepared set into an unpublished directory."""
-    log = stage_log(chunks, recipe.input, staging, executor)
-    report(f"read {log.rows_in:,} rows, {log.rows_kept:,} of them good" + _dropped_so_far(log.drops))
-    if log.rows_kept == 0:
-        check_left(log.rows_in, 0, 0, log.drops)
-    plan = _plan(log, recipe, staging, executor)
-    item_ids = merge_items(log.blocks, log.item_kind, staging)
-    settled = settle_rows(plan, len(item_ids), executor)
-    drops = DropLog.merged([log.drops, settled.drops])
+    log = read_log(chunks, recipe.input, num_item_parts(len(chunks)), executor)
+    summary = log.summary
+    report(f"read {summary.rows_in:,} rows, {summary.rows_kept:,} of them good" + _dropped_so_far(summary.drops))
+    if summary.rows_kept == 0:
+        check_left(summary.rows_in, 0, 0, summary.drops)
+    items = find_items(log.items, summary.item_kind, executor)
+    plan = _plan(log, items, recipe, executor)
+    inputs = redistribute(log.blocks, items.codes, plan.bucket_bounds, summary.num_bytes, executor)
+    settled = settle_rows(plan, inputs, items, executor)
+    drops = DropLog.merged([summary.drops, settled.drops])
     report(f"kept {settled.num_rows:,} interactions after deduplication and filters" + _dropped_so_far(drops))
-    order = vocabulary_order(settled.item_counts[0])
-    check_left(log.rows_in, sum(step.num_users for step in settled.reports), len(order), drops)
-    ids, counts = item_ids.take(pa.array(order)), settled.item_counts[0][order]
-    side_columns = _side_columns(ids, side, report)
-    written = write_partitions(plan, settled, order, root, executor)
+    num_items = settled.totals.summary.num_in_training
+    check_left(summary.rows_in, sum(step.num_users for step in settled.reports), num_items, drops)
+    vocabulary = write_vocabulary(root / ITEMS, items, settled.totals, side, executor)
+    if side is not None:
+        names = " and ".join(name for name in side.column_names if name != "item_id") or "nothing"
+        report(f"{names} joined to {vocabulary.num_in_side_file:,} of {num_items:,} items")
+    written = write_partitions(plan, settled, vocabulary, root, executor)
     drops.merge(DropLog.merged(part.drops for part in written))
-    shutil.rmtree(staging)
-    digests = {part.info.file: part.digest for part in written}
+    digests = {ITEMS: vocabulary.digest, **{part.info.file: part.digest for part in written}}
     with files_of_draft(root, digests) as directory:
-        write_items(directory / ITEMS, ids, counts, side_columns)
         drops.write_examples(directory / "drops")
-    manifest = build_manifest(log.rows_in, drops, plan, settled, written, recipe=recipe, identity=identity)
+    manifest = build_manifest(summary.rows_in, drops, plan, settled, written, recipe=recipe, identity=identity)
     write_prepared_manifest(root, manifest, digests)
     return manifest
 
 
-def _plan(log: StagedLog, recipe: Recipe, staging: Path, executor: Executor) -> PartitionPlan:
+def _plan(log: ReadLog, items: LogItems, recipe: Recipe, executor: Executor) -> PartitionPlan:
+    summary = log.summary
     return PartitionPlan(
-        staging=staging,
-        blocks=log.blocks,
-        bucket_bounds=partition_bounds(num_partitions(log.rows_in, recipe.prepare)),
-        user_kind=log.user_kind,
-        time_unit_us=log.time_unit_us,
-        cuts=find_cuts(log, recipe.split, staging, executor),
+        bucket_bounds=partition_bounds(num_partitions(summary.rows_in, recipe.prepare)),
+        user_kind=summary.user_kind,
+        num_items=items.num_items,
+        time_unit_us=summary.time_unit_us,
+        cuts=find_cuts(summary, log.blocks, recipe.split, executor),
         input=recipe.input,
         rules=recipe.prepare,
         split=recipe.split,
@@ -197,14 +183,6 @@ def num_partitions(num_rows: int, rules: PrepareRecipe) -> int:
     """Returns the number of partitions: the recipe's, or a function of the number of rows."""
     wanted = rules.num_partitions or max(MIN_PARTITIONS, -(-num_rows // ROWS_PER_PARTITION))
     return min(wanted, NUM_BUCKETS)
-
-
-def _side_columns(ids: pa.Array, side: pa.Table | None, report: Reporter) -> dict[str, pa.Array]:
-    if side is None:
-        return {}
-    columns, num_missing = join_side_items(ids, side)
-    report(f"{' and '.join(columns) or 'nothing'} joined to {len(ids) - num_missing:,} of {len(ids):,} items")
-    return columns
 
 
 def _summarize(manifest: PreparedManifest) -> str:

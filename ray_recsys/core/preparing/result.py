@@ -6,7 +6,6 @@ Held-out rows that a model cannot be evaluated on (their item or their user has 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,14 @@ import pyarrow as pa
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.artifact import FileDigest
-from ray_recsys.core.executor import Executor, map_in_order
+from ray_recsys.core.exchange import Exchange, drain
 from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import PartitionInfo, PreparedManifest, write_partition
 from ray_recsys.core.preparing.checking import DropLog
-from ray_recsys.core.preparing.partitions import PartitionPlan, SettledRows, log_drops
+from ray_recsys.core.preparing.ids import PackedIds
+from ray_recsys.core.preparing.items import WrittenItems
 from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION, UserRows
+from ray_recsys.core.preparing.settling import PartitionPlan, SettledRows, log_drops
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 from ray_recsys.errors import DataError, EmptyDataError
 from ray_recsys.storage.location import Location
@@ -38,68 +39,71 @@ class WriteReport:
     drops: DropLog
 
 
-@dataclass(frozen=True, slots=True)
-class FinalIndices:
-    """What turns item codes and users' ranks into the indices of the prepared set."""
-
-    item_idx: Int32s
-    """Index of each item code, int32[I]; -1: not in the vocabulary."""
-    first_user_idx: Int64s
-    """Index of each partition's first user."""
-
-    @classmethod
-    def of(cls, settled: SettledRows, order: Int64s) -> "FinalIndices":
-        """Returns the indices, given the item codes of the vocabulary in order of index."""
-        item_idx = np.full(settled.item_counts.shape[1], -1, np.int32)
-        item_idx[order] = np.arange(len(order), dtype=np.int32)
-        num_users = [report.num_users for report in settled.reports]
-        return cls(item_idx, np.concatenate([[0], np.cumsum(num_users)])[:-1])
-
-
 def write_partitions(
-    plan: PartitionPlan, settled: SettledRows, order: Int64s, root: Location, executor: Executor
+    plan: PartitionPlan, settled: SettledRows, items: WrittenItems, root: Location, exchange: Exchange
 ) -> list[WriteReport]:
     """Writes the partitions of a prepared set, one task each.
 
     Args:
         plan: What all partitions share.
-        settled: The interactions to write.
-        order: Item codes of the vocabulary, in order of index.
+        settled: The interactions to write; its rows are freed one after the other.
+        items: The vocabulary.
         root: The unfinished prepared set, in storage that every node reaches.
-        executor: Runs the tasks.
+        exchange: Runs the tasks.
     """
-    task = partial(write_users, plan, FinalIndices.of(settled, order), settled.last_step, root)
-    return map_in_order(executor, task, plan.num_partitions, stage=f"writing the partitions of {root}")
+    num_users = [report.num_users for report in settled.reports]
+    first_user_idx = np.concatenate([[0], np.cumsum(num_users)])[:-1]
+    inputs = zip(drain(settled.users), drain(settled.rows), strict=True)
+    left = exchange.run(
+        _WriteUsers(root, plan.time_unit_us, first_user_idx),
+        ([items.ids, items.item_idx, *of_partition] for of_partition in inputs),
+        0,
+        stage=f"writing the partitions of {root}",
+        describe=plan.describe,
+    )
+    return [partition.report for partition in left]
 
 
-def write_users(plan: PartitionPlan, indices: FinalIndices, step: int, root: Location, partition: int) -> WriteReport:
-    """Writes one partition of a prepared set from the rows of a step that has split them."""
-    rows, user_ids = plan.read_step(partition, step), plan.read_users(partition)
-    assert rows.label is not None
-    is_user = np.bincount(rows.user[rows.label == TRAINING], minlength=len(user_ids)) > 0
-    has_user, has_item = is_user[rows.user], indices.item_idx[rows.item] >= 0
-    dropped = {
-        "held_out_user_not_in_training": rows.take(~has_user),
-        "held_out_item_not_in_training": rows.take(has_user & ~has_item),
-    }
-    drops = log_drops(plan, partition, {reason: of_reason for reason, of_reason in dropped.items() if len(of_reason)})
-    is_kept = has_user & has_item
-    rows = rows if is_kept.all() else rows.take(is_kept)
-    rows = replace(rows, user=(np.cumsum(is_user) - 1)[rows.user], item=indices.item_idx[rows.item])
-    num_users, first = int(is_user.sum()), int(indices.first_user_idx[partition])
-    training, validation, test = (
-        _interactions(rows, label, num_users, plan.time_unit_us) for label in (TRAINING, VALIDATION, TEST)
-    )
-    user_ids = user_ids.filter(pa.array(is_user))
-    info, digest = write_partition(root, partition, Histories(first, training, validation, test), user_ids)
-    return WriteReport(
-        info=info,
-        digest=digest,
-        num_users_with_validation=int(np.count_nonzero(validation.lengths)),
-        num_users_with_test=int(np.count_nonzero(test.lengths)),
-        num_users_without_held_out=int(np.count_nonzero(validation.lengths + test.lengths == 0)),
-        drops=drops,
-    )
+@dataclass(frozen=True, slots=True)
+class _WriteUsers:
+    """Writes one partition from rows that have been split."""
+
+    root: Location
+    time_unit_us: int
+    first_user_idx: Int64s
+    """Of each partition."""
+
+    def __call__(
+        self, partition: int, item_ids: PackedIds, item_idx: Int32s, users: PackedIds, rows: UserRows
+    ) -> tuple[WriteReport, Sequence[Any]]:
+        assert rows.label is not None
+        is_user = np.bincount(rows.user[rows.label == TRAINING], minlength=len(users)) > 0
+        has_user, has_item = is_user[rows.user], item_idx[rows.item] >= 0
+        dropped = {
+            "held_out_user_not_in_training": rows.take(~has_user),
+            "held_out_item_not_in_training": rows.take(has_user & ~has_item),
+        }
+        dropped = {reason: of_reason for reason, of_reason in dropped.items() if len(of_reason)}
+        drops = log_drops(self.time_unit_us, users, item_ids, dropped)
+        is_kept = has_user & has_item
+        rows = rows if is_kept.all() else rows.take(is_kept)
+        rows = replace(rows, user=(np.cumsum(is_user) - 1)[rows.user], item=item_idx[rows.item])
+        num_users, first = int(is_user.sum()), int(self.first_user_idx[partition])
+        training, validation, test = (
+            _interactions(rows, label, num_users, self.time_unit_us) for label in (TRAINING, VALIDATION, TEST)
+        )
+        user_ids = users.array().filter(pa.array(is_user))
+        histories = Histories(first, training, validation, test)
+        info, digest = write_partition(self.root, partition, histories, user_ids)
+        report = WriteReport(
+            info=info,
+            digest=digest,
+            num_users_with_validation=int(np.count_nonzero(validation.lengths)),
+            num_users_with_test=int(np.count_nonzero(test.lengths)),
+            num_users_without_held_out=int(np.count_nonzero(validation.lengths + test.lengths == 0)),
+            drops=drops,
+        )
+        return report, ()
 
 
 def _interactions(rows: UserRows, label: int, num_users: int, time_unit_us: int) -> Interactions:
@@ -159,7 +163,7 @@ def build_manifest(
         rows_kept=rows_kept,
         rows_dropped=dict(sorted(drops.counts.items())),
         num_users=sum(info.num_users for info in infos),
-        num_items=int(np.count_nonzero(settled.item_counts[0])),
+        num_items=settled.totals.summary.num_in_training,
         num_training=num_training,
         num_validation=num_validation,
         num_test=num_test,
@@ -172,7 +176,6 @@ def build_manifest(
 
 def _describe_split(plan: PartitionPlan, settled: SettledRows, written: Sequence[WriteReport]) -> dict[str, Any]:
     is_split_first = plan.split.method in ("global_time", "given")
-    training, held_out = settled.item_counts
     described: dict[str, Any] = {
         "method": plan.split.method,
         "ties_in_time": "by item id",
@@ -186,7 +189,7 @@ def _describe_split(plan: PartitionPlan, settled: SettledRows, written: Sequence
         "num_users_with_test": sum(report.num_users_with_test for report in written),
         "num_users_without_held_out": sum(report.num_users_without_held_out for report in written),
         "num_users_not_in_training": sum(report.num_new_users for report in settled.reports),
-        "num_items_not_in_training": int(np.count_nonzero((training == 0) & (held_out > 0))),
+        "num_items_not_in_training": settled.totals.summary.num_held_out_only,
     }
     if plan.cuts is not None:
         per_second = MICROSECONDS // plan.time_unit_us

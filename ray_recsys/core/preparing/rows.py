@@ -6,15 +6,12 @@ I items of the log.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ray_recsys.core.arrays import Bools, Float32s, Int64s, Integers, UInt64s
-from ray_recsys.core.files import read_arrow, write_arrow
 
 Rule = Literal["first", "last", "highest_rating", "count"]
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -57,6 +54,11 @@ class UserRows:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column for name, column in values.items() if column is not None}
 
+    def stored(self) -> Self:
+        """Returns the rows in the types in which they travel between tasks."""
+        columns = {name: values.astype(_STORED_TYPES[name], copy=False) for name, values in self.columns().items()}
+        return replace(self, **columns)
+
     def is_training(self) -> Bools:
         """Returns whether each row is a training interaction, bool[n]."""
         return np.ones(len(self), np.bool_) if self.label is None else np.asarray(self.label == TRAINING)
@@ -67,21 +69,6 @@ class Kept(NamedTuple):
 
     rows: UserRows
     dropped: Mapping[str, UserRows]
-
-
-def write_rows(rows: UserRows, path: Path) -> None:
-    """Writes rows for the next step."""
-    columns = {
-        name: pa.array(values.astype(_STORED_TYPES[name], copy=False)) for name, values in rows.columns().items()
-    }
-    write_arrow(pa.table(columns), path)
-
-
-def read_rows(path: Path) -> UserRows:
-    """Returns the rows that a step wrote, memory-mapped."""
-    table = read_arrow(path)
-    columns = {name: table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in table.column_names}
-    return UserRows(**columns)
 
 
 def deduplicate(rows: UserRows, rule: Rule) -> Kept:

@@ -9,7 +9,7 @@ Rows are deduplicated and in order of user and time.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,10 @@ import pyarrow as pa
 from ray_recsys.config import SplitRecipe
 from ray_recsys.core.arrays import Int64s, Integers, UInt64s, ranks_in_rows
 from ray_recsys.core.counter_random import splitmix64
-from ray_recsys.core.executor import Executor
-from ray_recsys.core.files import read_arrow
+from ray_recsys.core.exchange import Exchange, Handle
+from ray_recsys.core.preparing.blocks import Block, LogSummary
+from ray_recsys.core.preparing.ids import hash_ids
 from ray_recsys.core.preparing.rows import TEST, TRAINING, VALIDATION, UserRows
-from ray_recsys.core.preparing.staging import StagedLog, hash_ids
 from ray_recsys.core.preparing.timestamps import MICROSECONDS
 
 Labels = npt.NDArray[np.int8]
@@ -31,13 +31,13 @@ Histogram = Callable[[int, int, int], Int64s]
 _BINS = 65_536
 
 
-def label_rows(rows: UserRows, user_ids: pa.Array, item_ids: Path, split: SplitRecipe, seed: int) -> Labels:
+def label_rows(rows: UserRows, user_ids: pa.Array, item_ids: pa.Array, split: SplitRecipe, seed: int) -> Labels:
     """Returns the labels of a partition's rows, unless the split is by time.
 
     Args:
         rows: In order of user and time; with a given split, labelled where the test file has them.
         user_ids: Of the partition.
-        item_ids: Arrow file of the ids of all items.
+        item_ids: Of all items, in order of codes.
         split: Method and fractions.
         seed: Seed of the recipe.
     """
@@ -52,9 +52,9 @@ def label_rows(rows: UserRows, user_ids: pa.Array, item_ids: Path, split: SplitR
     return labels
 
 
-def _draw_labels(rows: UserRows, user_ids: pa.Array, item_ids: Path, split: SplitRecipe, seed: int) -> Labels:
+def _draw_labels(rows: UserRows, user_ids: pa.Array, item_ids: pa.Array, split: SplitRecipe, seed: int) -> Labels:
     items, inverse = np.unique(rows.item, return_inverse=True)
-    item_hash = hash_ids(read_arrow(item_ids)["id"].combine_chunks().take(pa.array(items)))[inverse]
+    item_hash = hash_ids(item_ids.take(pa.array(items)))[inverse]
     user_hash = hash_ids(user_ids)[rows.user] if len(rows) else np.zeros(0, np.uint64)
     lengths = np.bincount(rows.user, minlength=len(user_ids))
     return random_per_user(lengths, user_hash, item_hash, split, seed)
@@ -104,25 +104,28 @@ def _round_half_up(values: npt.NDArray[np.floating]) -> Int64s:
     return rounded
 
 
-def find_cuts(log: StagedLog, split: SplitRecipe, staging: Path, executor: Executor) -> tuple[int, int] | None:
+def find_cuts(
+    summary: LogSummary, blocks: Sequence[Handle], split: SplitRecipe, exchange: Exchange
+) -> tuple[int, int] | None:
     """Returns the first moments of validation and test in the log's time unit; None unless the split is by time."""
-    unit = log.time_unit_us
-    if split.method != "global_time" or log.time_range_us is None:
+    unit = summary.time_unit_us
+    if split.method != "global_time" or summary.time_range_us is None:
         return None
 
     def histogram(low: int, width: int, bins: int) -> Int64s:
-        task = partial(count_block_times, staging, log.blocks, (unit, low, width, bins))
-        counts = executor.map(task, len(log.blocks), stage=f"counting the times in {staging}")
-        total: Int64s = np.sum(list(counts), axis=0, dtype=np.int64)
-        return total
+        stage = "counting the times of the log"
+        count = partial(count_times, (unit, low, width, bins))
+        counts = exchange.run(count, [[block] for block in blocks], 1, stage=stage)
+        (total,) = exchange.run(_sum_histograms, [[of_block.parts[0] for of_block in counts]], 0, stage=stage)
+        return total.report
 
     validation_from, test_from = (
         None if second is None else second * (MICROSECONDS // unit)
         for second in (split.validation_from_s, split.test_from_s)
     )
     if validation_from is None or test_from is None:
-        first, last = (moment // unit for moment in log.time_range_us)
-        fitted = cuts_from_fractions(histogram, (first, last), log.rows_kept, split)
+        first, last = (moment // unit for moment in summary.time_range_us)
+        fitted = cuts_from_fractions(histogram, (first, last), summary.rows_kept, split)
         validation_from = fitted[0] if validation_from is None else validation_from
         test_from = fitted[1] if test_from is None else test_from
     return validation_from, max(validation_from, test_from)
@@ -161,17 +164,20 @@ def find_cut(histogram: Histogram, time_range: tuple[int, int], num_before: int)
     return high
 
 
-def count_block_times(staging: Path, blocks: Sequence[str], bins: tuple[int, int, int, int], number: int) -> Int64s:
-    """Returns how many of a staging block's times fall into each bin, int64[bins]; others are not counted.
+def count_times(bins: tuple[int, int, int, int], _number: int, block: Block) -> tuple[None, Sequence[Int64s]]:
+    """Leaves how many of a block's times fall into each bin, int64[bins]; others are not counted.
 
     Args:
-        staging: Folder of the blocks.
-        blocks: Their names.
         bins: (time unit in microseconds, low, width, number of bins).
-        number: Which block.
+        block: Rows of the log.
     """
     unit_us, low, width, num_bins = bins
-    times = read_arrow(staging / blocks[number] / "rows.arrow")["time_us"].to_numpy() // unit_us
-    bin_ = (times - low) // width
-    counts: Int64s = np.bincount(bin_[(bin_ >= 0) & (bin_ < num_bins)], minlength=num_bins)
-    return counts
+    bin_ = (block.columns["time_us"] // unit_us - low) // width
+    return None, (np.bincount(bin_[(bin_ >= 0) & (bin_ < num_bins)], minlength=num_bins),)
+
+
+def _sum_histograms(_number: int, *counts: Int64s) -> tuple[Int64s, Sequence[Any]]:
+    total = np.zeros_like(counts[0])
+    for of_block in counts:
+        total += of_block
+    return total, ()
