@@ -26,6 +26,7 @@ lint: .venv/dev.stamp
 types: .venv/dev.stamp
 	$(BIN)/mypy
 
+unit: ARGS += --numprocesses=logical
 unit integration e2e: %: .venv/dev.stamp
 	$(BIN)/pytest -q tests/$* $(ARGS)
 

@@ -18,7 +18,7 @@ from ray_recsys.commands.evaluation import compare, evaluate
 from ray_recsys.commands.machine import demo, doctor
 from ray_recsys.commands.pipeline import pipeline
 from ray_recsys.commands.recipe import init, recipe
-from ray_recsys.commands.registry import registry
+from ray_recsys.commands.registry import ab, registry
 from ray_recsys.commands.serving import publish, recommend, score, serve
 from ray_recsys.commands.training import train, tune
 
@@ -37,6 +37,7 @@ _COMMANDS = (
     publish,
     registry,
     serve,
+    ab,
     recommend,
     score,
     doctor,

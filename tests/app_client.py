@@ -8,10 +8,10 @@ import httpx
 
 from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.recommender import Recommender
+from ray_recsys.serving.api import Api
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.live import LiveBundle
-from ray_recsys.serving.routes import Api
 from ray_recsys.serving.stages import LocalStages
 
 

@@ -1,4 +1,4 @@
-"""Commands on a registry: list, show, publish, rollback, prune."""
+"""Commands on a registry (list, show, publish, rollback, prune, end), and `ab`, which compares its arms."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from ray_recsys.commands.serving import publish
 from ray_recsys.config.serving import BundleRecipe
 
 if TYPE_CHECKING:
+    from ray_recsys.core.evaluation.bootstrap import Interval
     from ray_recsys.core.recommending.bundle import BundleManifest
     from ray_recsys.core.recommending.registry import Registry
 
@@ -26,7 +27,8 @@ class Version(BaseModel):
 
     version: str
     state: str
-    """live; good: went live before and was not rolled back; unreadable: damaged; empty: anything else."""
+    """live; arm B 10 %: answers a part of the users (`shadow`: unseen by them); good: went live before and was not
+    rolled back; unreadable: damaged; empty: anything else."""
     model: str | None = None
     parent: str | None = None
     metric: float | None = None
@@ -116,13 +118,60 @@ def prune(invocation: Invocation, *, path: Path, keep: int) -> None:
     invocation.answer(result, facts(removed=" ".join(removed) or "none", in_use=" ".join(in_use) or "none"))
 
 
+@registry.command()
+@_registry_option
+@click.argument("arm")
+@takes_invocation
+def end(invocation: Invocation, *, path: Path, arm: str) -> None:
+    """Ends an arm: its users get the live version again."""
+    from ray_recsys.core.recommending.arms import end_arm
+
+    ended = end_arm(path, arm)
+    invocation.answer(ended, facts(**ended.model_dump()))
+
+
+@click.command()
+@click.option("--impressions", type=INPUT, required=True, metavar="DIR", help="What `serve.impressions` recorded.")
+@click.option("--log", type=INPUT, required=True, multiple=True, metavar="FILE", help="Interactions; may be repeated.")
+@click.option("--window-days", type=click.FloatRange(0, min_open=True), default=7.0, help="From shown to chosen.")
+@takes_invocation
+def ab(invocation: Invocation, *, impressions: Path, log: tuple[Path, ...], window_days: float) -> None:
+    """Compares the arms of an experiment: how often their users chose what they were shown."""
+    from ray_recsys.core.workflows.ab import LogColumns, compare_arms
+    from ray_recsys.errors import InputError
+
+    source = invocation.recipe.input
+    if source.timestamp_column is None:
+        raise InputError("input.timestamp_column is not set: an interaction counts by its time")
+    columns = LogColumns(source.user_column, source.item_column, source.timestamp_column)
+    with invocation.connect() as executor:
+        result = compare_arms(impressions, log, columns, executor, window_days=window_days, seed=invocation.recipe.seed)
+    rows = [
+        [one.arm, one.num_users, one.num_impressions, one.num_hits, *_bounds(one.hit_rate), *_bounds(one.difference)]
+        for one in result.arms
+    ]
+    header = ("arm", "users", "impressions", "hits", "hit rate", "low", "high", "difference", "low", "high")
+    left_out = facts(anonymous=result.num_anonymous, moved=result.num_moved)
+    invocation.answer(result, Table(header, rows), left_out)
+
+
+def _bounds(interval: "Interval | None") -> tuple[float | None, ...]:
+    return (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+
+
 def _describe(home: "Registry", version: str) -> Version:
+    from ray_recsys.core.recommending.arms import read_arms
     from ray_recsys.errors import InputError
 
     try:
         manifest: BundleManifest = home.manifest(version)
     except InputError:
         return Version(version=version, state=_UNREADABLE)
-    state = _LIVE if version == home.live() else _GOOD if version in home.good() else ""
+    arms = [
+        f"arm {arm.name} {arm.percent:g} %{' shadow' * arm.shadow}"
+        for arm in read_arms(home.path)
+        if arm.version == version
+    ]
+    state = _LIVE if version == home.live() else ", ".join(arms) or (_GOOD if version in home.good() else "")
     metric = manifest.metrics.get("validation", {}).get(BundleRecipe().gate_metric)
     return Version(version=version, state=state, model=manifest.model, parent=manifest.parent, metric=metric)

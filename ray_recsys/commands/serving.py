@@ -28,11 +28,27 @@ class Serving(BaseModel):
     "--min-ratio", "bundle.min_ratio", type=float, help="Required part of the live NDCG@10.  [default: 0.98]"
 )
 @click.option("--force", is_flag=True, help="Publish a model that is worse than the live one, too.")
+@click.option("--arm", metavar="NAME", help="Publish beside the live version, which stays: an arm of this name.")
+@click.option("--percent", type=click.FloatRange(0, 100, min_open=True), default=10.0, help="Of the users; with --arm.")
+@click.option("--shadow", is_flag=True, help="Users see the live version's answers; the arm's are only counted.")
 @takes_invocation
 def publish(
-    invocation: Invocation, *, run_path: Path, data: Path, registry: Path, recall_run: Path | None, force: bool
+    invocation: Invocation,
+    *,
+    run_path: Path,
+    data: Path,
+    registry: Path,
+    recall_run: Path | None,
+    force: bool,
+    arm: str | None,
+    percent: float,
+    shadow: bool,
 ) -> None:
-    """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3)."""
+    """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3).
+
+    With --arm the live bundle stays, and the new one answers a part of the users beside it.
+    """
+    from ray_recsys.core.workflows.publish import Beside
     from ray_recsys.core.workflows.publish import publish as run
     from ray_recsys.trackers.tracker import tag_published
 
@@ -45,6 +61,7 @@ def publish(
             executor,
             recall_run=recall_run,
             force=force,
+            beside=None if arm is None else Beside(arm, percent, shadow),
             report=invocation.report,
         )
     tag_published(run_path.absolute(), result.version, invocation.report)

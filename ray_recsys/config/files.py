@@ -31,11 +31,11 @@ def load_recipe(path: LocationLike | None = None, overrides: Sequence[str] = ())
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(data, override)
-    return parse_recipe(data, place=str(path) if path else "the defaults and --set")
+    return parse_recipe(data, origin=str(path) if path else "the defaults and --set")
 
 
-def parse_recipe(data: Mapping[str, Any], place: str) -> Recipe:
-    """Returns the recipe described by a mapping; `place` names its origin in errors.
+def parse_recipe(data: Mapping[str, Any], origin: str) -> Recipe:
+    """Returns the recipe described by a mapping; `origin` names its source in errors.
 
     Raises:
         RecipeError: An unknown key or a value out of range.
@@ -43,7 +43,7 @@ def parse_recipe(data: Mapping[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(describe_errors(error, Recipe.model_json_schema(), place)) from None
+        raise RecipeError(describe_errors(error, Recipe.model_json_schema(), origin)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -72,7 +72,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
         for part in sections:
             section = section.setdefault(part, {})
         section[name] = value
-    return parse_recipe(data, place="a value of the search space")
+    return parse_recipe(data, origin="a value of the search space")
 
 
 def _none_as_word(value: Any) -> Any:

@@ -16,10 +16,10 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 _WORDS = {"null": "none", "integer": "a whole number", "number": "a finite number", "boolean": "true or false"}
 
 
-def describe_errors(error: ValidationError, schema: Schema, place: str) -> str:
-    """Returns one line that names every problem; `place` is where the recipe came from."""
+def describe_errors(error: ValidationError, schema: Schema, origin: str) -> str:
+    """Returns one line that names every problem; `origin` is where the recipe came from."""
     problems = [_describe(problem, schema) for problem in error.errors(include_url=False)]
-    return f"recipe ({place}): " + "; ".join(problems)
+    return f"recipe ({origin}): " + "; ".join(problems)
 
 
 def node_at(schema: Schema, location: Location) -> Schema:
@@ -34,7 +34,7 @@ def accepted(schema: Schema, location: Location) -> str:
 
 def _describe(problem: Any, schema: Schema) -> str:
     location: Location = problem["loc"]
-    key = ".".join(str(part) for place, part in enumerate(location) if not _is_tag(schema, location, place))
+    key = ".".join(str(part) for level, part in enumerate(location) if not _is_tag(schema, location, level))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(str(location[-1]), _keys(schema, location[:-1]))}"
     if problem["type"] == "union_tag_invalid":
@@ -47,10 +47,10 @@ def _describe(problem: Any, schema: Schema) -> str:
     return f"{key} = {problem['input']!r}: must be {accepted(schema, location)}"
 
 
-def _is_tag(schema: Schema, location: Location, place: int) -> bool:
+def _is_tag(schema: Schema, location: Location, level: int) -> bool:
     """Whether a part of a location names a member of a union, which is no key."""
-    before = _find(schema, location[:place]) if place else {}
-    return "discriminator" in before or ("anyOf" in before and isinstance(location[place], str))
+    before = _find(schema, location[:level]) if level else {}
+    return "discriminator" in before or ("anyOf" in before and isinstance(location[level], str))
 
 
 def _suggest(key: str, known: Sequence[str]) -> str:

@@ -151,7 +151,7 @@ class MLPBranchRecipe(Section):
     mlp_layers: tuple[PositiveInt, ...] = Field(default=(64, 32, 16), min_length=1)
     """Output widths of the MLP's hidden layers; its input is 2 x embedding_dim."""
     dropout: Fraction = 0.0
-    """After each hidden layer of the MLP."""
+    """After each hidden layer of the MLP; a positive and its negatives drop the same units."""
     layer_norm: bool = False
     """LayerNorm before each activation of the MLP."""
     init_std: float = Field(default=0.01, gt=0)

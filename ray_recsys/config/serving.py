@@ -74,6 +74,10 @@ class ServeRecipe(Section):
     """A line of JSON per request, in the replicas' logs."""
     slow_ms: float = Field(default=500.0, gt=0)
     """Requests that take longer are logged, with or without the access log."""
+    impressions: str | None = None
+    """Directory of Parquet files that record what was shown to whom, for `ray-recsys ab`; none: nothing is recorded."""
+    impressions_max_gb: float = Field(default=10.0, gt=0)
+    """Size of that directory above which impressions are dropped and counted."""
     cpus_per_replica: float = Field(default=0.25, gt=0)
     """CPUs that Ray reserves for a replica; the default lets the graph start on one core."""
 

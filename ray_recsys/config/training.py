@@ -34,6 +34,10 @@ class TrainRecipe(Section):
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 4096
     """Positives of one optimizer step over all workers."""
+    optimizer: Literal["sparse_adam", "adam"] = "adam"
+    """adam: every step updates every row. sparse_adam: Adam for the embedding rows of the batch only, with moments and
+    step counts of their own; the cost of a step does not grow with the tables, and each worker keeps only the rows of
+    its own users. Models whose steps read all rows (LightGCN) are trained by adam in any case."""
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""

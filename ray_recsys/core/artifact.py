@@ -49,6 +49,7 @@ def write_manifest(
     schema_version: int,
     body: Mapping[str, Any],
     digests: Mapping[str, FileDigest] | None = None,
+    elsewhere: Mapping[str, FileDigest] | None = None,
     exclude: Collection[str] = (),
 ) -> None:
     """Writes a `manifest.json` that covers every file of the directory.
@@ -60,11 +61,13 @@ def write_manifest(
         body: JSON-ready content besides kind, schema_version and files.
         digests: Digests known already, by relative path; the others are computed here. In an object store: of every
             file, since a listing may lag behind.
+        elsewhere: Digests of files that other processes have written and will be there when the artefact is read.
         exclude: Top-level names in the directory that are not part of the artefact.
     """
     location, files = Location.of(directory), dict(digests or {})
     if location.is_local:
         files = _digest_files(Path(location), files, exclude)
+    files |= elsewhere or {}
     manifest = {
         "kind": kind,
         "schema_version": schema_version,

@@ -149,6 +149,15 @@ class PreparedSet:
         counts = {"num_training": total, "num_validation": 0, "num_test": 0, "partitions": partitions}
         return replace(self, manifest=self.manifest.model_copy(update=counts), includes_held_out=True)
 
+    def partitions_of(self, users: range) -> list[int]:
+        """Returns the partitions that have some of the users."""
+        infos = enumerate(self.manifest.partitions)
+        return [
+            n
+            for n, info in infos
+            if info.first_user_idx < users.stop and info.first_user_idx + info.num_users > users.start
+        ]
+
     def read_partition(self, partition: int) -> Histories:
         """Returns the histories of a partition."""
         with self.on_disk(self.manifest.partitions[partition].file) as path:

@@ -29,7 +29,13 @@ from ray_recsys.distributed.resources import FeedResources
 
 
 def worker_feed(
-    prepared: PreparedSet, recipe: Recipe, resources: FeedResources, *, rank: int, world_size: int
+    prepared: PreparedSet,
+    recipe: Recipe,
+    resources: FeedResources,
+    *,
+    rank: int,
+    world_size: int,
+    shares: Sequence[int] | None = None,
 ) -> EpochStream:
     """Returns the epochs of worker `rank`, streamed through Ray Data.
 
@@ -39,14 +45,15 @@ def worker_feed(
         resources: From `require_workers`, called once by the driver.
         rank: Of this worker.
         world_size: Number of workers.
+        shares: That of `EpochPlan.make`.
     """
     num_training = [info.num_training for info in prepared.manifest.partitions]
-    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size)
+    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     if resources.placement == "task":
         return EpochStream(plan, _SampleReader(prepared, recipe, resources, sampler), recipe)
     if plan.fits_in_a_window:
-        return local_feed(prepared, recipe, rank=rank, world_size=world_size)
+        return local_feed(prepared, recipe, rank=rank, world_size=world_size, shares=shares)
     read = partial(_read_partitions, prepared, needed_columns(recipe), resources)
     return EpochStream(plan, HistoryReader(plan, sampler, recipe, read), recipe)
 

@@ -33,9 +33,11 @@ from ray_recsys.core.training.checkpoint import (
 )
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.learner import is_sparse
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
+from ray_recsys.core.training.user_shares import UserShares
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.distributed.cluster import configure_data
@@ -95,16 +97,21 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size)
+    shares, users = None, None
+    if is_sparse(args.recipe.train, splits_users=MODELS[args.recipe.model.name].splits_users):
+        split = UserShares.of(prepared, rank=rank, world_size=world_size)
+        shares, users = split.positives, split.users_of(rank)
+    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
     trainer = Trainer(
-        _initial_model(prepared, args),
+        _initial_model(prepared, args, users),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
         device=ray.train.torch.get_device(),
         wrap=data_parallel,
+        users=users,
     )
-    validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size)
+    validation = Validation.read(prepared, args.recipe, rank=rank, world_size=world_size, users=users)
     with scratch_directory() as scratch:
         reporter = _Reporter(trainer, rank, args, scratch, progress)
         try:
@@ -119,19 +126,22 @@ def train_worker(config: dict[str, Any]) -> Any:
     return None
 
 
-def _initial_model(prepared: PreparedSet, args: WorkerArgs) -> GradientModel:
+def _initial_model(prepared: PreparedSet, args: WorkerArgs, users: range | None) -> GradientModel:
     """Returns the model with its initial weights: drawn, or of the branches that were trained first."""
     recipe = args.recipe
     build = MODELS[recipe.model.name].build
     assert build is not None
+    if not args.branches:
+        return build(prepared, recipe, users)
     model = build(prepared, recipe)
-    if args.branches:
-        assert isinstance(recipe.model, NeuMFRecipe)
-        assert recipe.model.pretrain is not None
-        recipes = branch_recipes(recipe)
-        copies = {branch: verify_checkpoint(checkpoint) for branch, checkpoint in args.branches.items()}
-        trained = {branch: read_branch(prepared, recipes[branch], copy.path / BEST) for branch, copy in copies.items()}
-        fuse(model, trained, recipe.model.pretrain)
+    assert isinstance(recipe.model, NeuMFRecipe)
+    assert recipe.model.pretrain is not None
+    recipes = branch_recipes(recipe)
+    copies = {branch: verify_checkpoint(checkpoint) for branch, checkpoint in args.branches.items()}
+    trained = {branch: read_branch(prepared, recipes[branch], copy.path / BEST) for branch, copy in copies.items()}
+    fuse(model, trained, recipe.model.pretrain)
+    if users is not None:
+        model.keep_users(users)
     return model
 
 
@@ -156,7 +166,7 @@ def scratch_directory() -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Reporter:
-    """Reports to Ray Train; the first worker with a checkpoint, and to the driver's progress."""
+    """Reports to Ray Train, with a checkpoint or this worker's part of it; the first worker also to the driver."""
 
     trainer: Trainer
     rank: int
@@ -178,7 +188,7 @@ class _Reporter:
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
         elif self.args.warm_start is not None:
-            coverage = warm_start(self.trainer.model, self.args.warm_start.bundle, prepared)
+            coverage = warm_start(self.trainer.model, self.args.warm_start.bundle, prepared, self.trainer.users)
             if self.rank == 0:
                 self.progress.send(str(coverage))
         done = self.trainer.progress
@@ -198,6 +208,7 @@ class _Reporter:
         done, checkpoint, name = self.trainer.progress, None, None
         if self.rank == 0:
             name = checkpoint_name(done)
+        if self.rank == 0 or self.trainer.users is not None:
             # Not in `scratch`: its upload may outlive this function.
             directory = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
             save_checkpoint(self.trainer, directory, self._best)  # a full disk is raised: it may have room at a retry

@@ -10,11 +10,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ray_recsys import __version__
 from ray_recsys.config import ServeRecipe
+from ray_recsys.serving.api import Api
 from ray_recsys.serving.browse import bundle_routes, health_routes
 from ray_recsys.serving.gateway import App, Gateway
 from ray_recsys.serving.keys import keys_of_environment
 from ray_recsys.serving.problems import answer_problems
-from ray_recsys.serving.routes import Api, recommend_routes
+from ray_recsys.serving.routes import recommend_routes
 from ray_recsys.serving.schemas import BatchRequest, RecommendRequest, ScoreRequest
 from ray_recsys.serving.web_files import web_routes
 
@@ -29,11 +30,11 @@ def make_app(api: Api) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        api.live.start()
+        api.start()
         try:
             yield
         finally:
-            api.live.stop()
+            api.stop()
 
     app = FastAPI(
         title="ray_recsys",
@@ -51,13 +52,15 @@ def make_app(api: Api) -> FastAPI:
 
     def wrap(inner: App) -> Gateway:
         nonlocal gateway
-        gateway = Gateway(inner, api.limits, api.metrics, keys)
+        gateway = Gateway(inner, api.limits, api.metrics, keys, {("POST", "/v1/recommend"): api.recommend_from})
         return gateway
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         in_flight = 0 if gateway is None else gateway.num_in_flight
-        text = api.metrics.write(api.live, num_waiting=api.coalescer.num_waiting, num_in_flight=in_flight)
+        text = api.metrics.write(
+            api.live, api.impressions, num_waiting=api.coalescer.num_waiting, num_in_flight=in_flight
+        )
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     app.add_middleware(wrap)

@@ -6,11 +6,15 @@ import numpy as np
 from fastapi import APIRouter, Query
 
 from ray_recsys.core.models.registry import MODELS
+from ray_recsys.core.recommending.arms import LIVE
 from ray_recsys.core.recommending.recommender import Query as RecallQuery
 from ray_recsys.serving.answers import ItemWriter
+from ray_recsys.serving.api import Api
+from ray_recsys.serving.live import LiveArm
 from ray_recsys.serving.resolve import find_id
-from ray_recsys.serving.routes import Api, StringIds, problems
+from ray_recsys.serving.routes import StringIds, problems
 from ray_recsys.serving.schemas import (
+    ArmDescription,
     BundleResponse,
     Health,
     ItemResponse,
@@ -39,6 +43,8 @@ def bundle_routes(api: Api) -> APIRouter:
             model_label=MODELS[manifest.model].label,
             recall_model_label=MODELS[manifest.recall_model].label,
             swap_failure=_swap_failure(api),
+            arms=tuple(_describe(one) for one in api.live.arms.values()),
+            arm_failure=api.live.arm_failure,
         )
 
     @router.get("/v1/users", responses=problems(422))
@@ -89,11 +95,16 @@ def health_routes(api: Api) -> APIRouter:
     async def readyz() -> Ready:
         """Reports that both stages answer, by asking them for popular items."""
         version = api.live.bundle.version
-        await api.ask(version, RecallQuery(k=1))
+        await api.ask(LiveArm(LIVE, api.live.bundle), RecallQuery(k=1))
         failure = _swap_failure(api)
         return Ready(status="ready" if failure is None else "degraded", bundle=version, swap_failure=failure)
 
     return router
+
+
+def _describe(arm: LiveArm) -> ArmDescription:
+    assert arm.arm is not None
+    return ArmDescription(**arm.arm.model_dump())
 
 
 def _swap_failure(api: Api) -> SwapProblem | None:

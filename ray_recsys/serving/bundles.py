@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ray_recsys.core.recommending.arms import MAX_ARMS, Arm, read_arms
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import Stage, check_answers, check_bundle, read_smoke
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import InputError, RegistryError
 from ray_recsys.storage.locks import Hold
 
-NUM_KEPT = 2  # the live version, and the previous one for requests in flight
+NUM_KEPT = 2 + MAX_ARMS  # the live version, the previous one for requests in flight, and the arms
 S = TypeVar("S", bound=Stage | None)
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,14 @@ class BundleCache(Generic[S]):
             RegistryError: No bundle is live.
         """
         return self._registry.current()
+
+    def arms(self) -> list[Arm]:
+        """Returns the registry's arms.
+
+        Raises:
+            RegistryError: They cannot be read.
+        """
+        return read_arms(self._registry.path)
 
     def open_usable(self) -> Bundle:
         """Returns the live bundle, or the last good one if the live one is damaged or fails its check.

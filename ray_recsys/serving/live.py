@@ -9,7 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from ray_recsys.core.recommending.arms import LIVE, Arm, choose_arm
 from ray_recsys.core.recommending.bundle import Bundle
+from ray_recsys.core.vocabulary import ExternalId
 from ray_recsys.errors import RegistryError
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.stages import Stages
@@ -18,6 +20,16 @@ POLL_S = 1.0
 MAX_POLLS_TO_RETRY = 60
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveArm:
+    """An arm and its bundle, loaded in every stage."""
+
+    name: str
+    bundle: Bundle
+    arm: Arm | None = None
+    """None: the live version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +59,23 @@ class LiveBundle:
         self.bundle: Bundle = cache.open_usable()
         self.failure: SwapFailure | None = self._failed_start()
         """Why the registry's live version is not the one that is served; None: it is."""
+        self.arms: dict[str, LiveArm] = {}
+        """Versions that answer a part of the users beside the live one, by name."""
+        self.arm_failure: str | None = None
+        """Why the registry's arms are not all served; None: they are."""
         self.num_swaps = 0
         self.num_failures = 0 if self.failure is None else 1
+
+    def choose(self, user_id: ExternalId | None) -> tuple[LiveArm, LiveArm | None]:
+        """Returns the arm that answers a user, and the one that answers in its shadow, if any."""
+        live = LiveArm(LIVE, self.bundle)
+        if not self.arms:
+            return live, None
+        chosen = choose_arm([one.arm for one in self.arms.values() if one.arm], user_id)
+        if chosen is None:
+            return live, None
+        arm = self.arms[chosen.name]
+        return (live, arm) if chosen.shadow else (arm, None)
 
     def start(self) -> None:
         """Follows the registry on the running event loop until `stop`."""
@@ -73,6 +100,7 @@ class LiveBundle:
             try:
                 version = await asyncio.to_thread(self._cache.current)
                 await self._swap(version)
+                await self._follow_arms()
             except Exception as error:  # noqa: BLE001  (a file, a replica or Serve may fail: none may end the loop)
                 self._record(version, f"{type(error).__name__}: {error}")
 
@@ -86,6 +114,33 @@ class LiveBundle:
             self.bundle = bundle
             self.num_swaps += 1
         self.failure = None
+
+    async def _follow_arms(self) -> None:
+        """Loads the registry's arms; one that cannot be loaded is left out, and its users get the live version."""
+        try:
+            wanted = await asyncio.to_thread(self._cache.arms)
+        except (RegistryError, OSError, UnicodeDecodeError) as error:
+            self._report_arms(str(error))
+            return
+        arms, failures = {}, []
+        for arm in wanted:
+            loaded = self.arms.get(arm.name)
+            try:
+                if loaded is not None and loaded.bundle.version == arm.version:
+                    bundle = loaded.bundle
+                else:
+                    bundle = await self._cache.bundle(arm.version)
+                    await self._stages.load(arm.version)
+                arms[arm.name] = LiveArm(arm.name, bundle, arm)
+            except Exception as error:  # noqa: BLE001  (as in `follow`)
+                failures.append(f"arm {arm.name}: {type(error).__name__}: {error}")
+        self.arms = arms
+        self._report_arms("; ".join(failures) or None)
+
+    def _report_arms(self, failure: str | None) -> None:
+        if failure is not None and failure != self.arm_failure:
+            logger.error("not every arm is served: %s", failure)
+        self.arm_failure = failure
 
     def _record(self, version: str | None, reason: str) -> None:
         """Logs a failure unless it repeats the last one, and postpones the next attempt at its version."""

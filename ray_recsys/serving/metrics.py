@@ -12,12 +12,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ray_recsys.core.recommending.arms import LIVE
 from ray_recsys.core.recommending.recommender import Query
+from ray_recsys.serving.impressions import ImpressionSink
 from ray_recsys.serving.live import LiveBundle
 from ray_recsys.serving.stages import Answer
 
 PREFIX = "ray_recsys_"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_PARTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -52,29 +55,44 @@ class Metrics(Collector):
         self.refusals: defaultdict[str, int] = defaultdict(int)
         """Requests refused by the gateway, by reason."""
         self.recall, self.rerank, self.batches = Distribution(), Distribution(), Distribution(_SIZES)
-        self.answers: dict[str, int] = {"two-stage": 0, "fold-in": 0, "popular": 0}
+        self.answers: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """By arm and source."""
+        for source in ("two-stage", "fold-in", "popular"):
+            self.answers[LIVE, source] = 0
+        self.arms: defaultdict[str, Distribution] = defaultdict(Distribution)
+        """Seconds of `recommend` by arm, shadows included."""
+        self.shadows: defaultdict[str, Distribution] = defaultdict(lambda: Distribution(_PARTS))
+        """Part of the items shown that a shadow has too, by arm."""
+        self.shadow_failures: defaultdict[str, int] = defaultdict(int)
+        self.num_shadows_skipped = 0
         self.num_short = 0
         self._gauges: dict[str, tuple[str, float]] = {}
-        self._version = ""
+        self._versions: dict[str, str] = {}
+        self._impressions: dict[str, int] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def answered(self, query: Query, answer: Answer) -> None:
+    def answered(self, query: Query, answer: Answer, arm: str) -> None:
         """Counts an answer of the stages."""
         self.recall.add(answer.recall_ms / 1e3)
         self.rerank.add(answer.rerank_ms / 1e3)
-        self.answers[answer.recommendations.source] += 1
+        self.answers[arm, answer.recommendations.source] += 1
         self.num_short += len(answer.recommendations.item_idx) < query.k
 
-    def write(self, live: LiveBundle, *, num_waiting: int, num_in_flight: int) -> bytes:
+    def write(
+        self, live: LiveBundle, impressions: ImpressionSink | None, *, num_waiting: int, num_in_flight: int
+    ) -> bytes:
         """Returns the text that Prometheus scrapes."""
-        self._version = live.bundle.version
+        self._versions = {LIVE: live.bundle.version, **{one.name: one.bundle.version for one in live.arms.values()}}
+        sink = impressions
+        self._impressions = {"written": sink.num_written, "dropped": sink.num_dropped} if sink else {}
         self._gauges = {
             "waiting_queries": ("Queries waiting for the stages", num_waiting),
             "requests_in_flight": ("Requests admitted and not yet answered", num_in_flight),
             "bundle_swaps": ("Swaps to another version since the start", live.num_swaps),
             "swap_failures": ("Failed attempts to swap since the start", live.num_failures),
             "swap_failing": ("1 while the registry's live version is refused", live.failure is not None),
+            "arms_failing": ("1 while an arm of the registry is not served", live.arm_failure is not None),
         }
         return generate_latest(self._registry)
 
@@ -88,16 +106,33 @@ class Metrics(Collector):
             stages.add_metric([name], times.buckets(), times.total)
         batches = HistogramMetricFamily(f"{PREFIX}batch_queries", "Queries in one call of the stages", labels=[])
         batches.add_metric([], self.batches.buckets(), self.batches.total)
-        yield from (requests, stages, batches)
-        yield _counts("answers", "Answers by source; popular is the fallback", "source", self.answers)
+        arms = HistogramMetricFamily(f"{PREFIX}arm_seconds", "Time of a recommendation by arm", labels=["arm"])
+        shadows = HistogramMetricFamily(
+            f"{PREFIX}shadow_shared_items", "Part of the items shown that the shadow has too", labels=["arm"]
+        )
+        for family, by_arm in ((arms, self.arms), (shadows, self.shadows)):
+            for arm, values in list(by_arm.items()):
+                family.add_metric([arm], values.buckets(), values.total)
+        yield from (requests, stages, batches, arms, shadows)
+        answers = CounterMetricFamily(
+            f"{PREFIX}answers", "Answers by arm and source; popular is the fallback", labels=["arm", "source"]
+        )
+        for (arm, source), count in list(self.answers.items()):
+            answers.add_metric([arm, source], count)
+        yield answers
+        yield _counts("impressions", "Impressions written, and dropped for want of room", "state", self._impressions)
+        yield _counts("shadow_failures", "Answers that a shadow failed to give", "arm", self.shadow_failures)
+        skipped = "Requests that no shadow answered, because too many answers were under way"
+        yield CounterMetricFamily(f"{PREFIX}shadows_skipped", skipped, self.num_shadows_skipped)
         yield _counts("refusals", "Requests refused before they were parsed", "reason", self.refusals)
         yield CounterMetricFamily(f"{PREFIX}short_answers", "Answers with fewer than k items", self.num_short)
         for name, (text, value) in self._gauges.items():
             yield GaugeMetricFamily(PREFIX + name, text, value)
         info = GaugeMetricFamily(
-            f"{PREFIX}bundle_info", "1 for the version that answers", labels=["version", "replica"]
+            f"{PREFIX}bundle_info", "1 for the version that answers", labels=["version", "replica", "arm"]
         )
-        info.add_metric([self._version, str(os.getpid())], 1)
+        for arm, version in self._versions.items():
+            info.add_metric([version, str(os.getpid()), arm], 1)
         yield info
 
 

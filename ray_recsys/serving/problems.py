@@ -113,6 +113,16 @@ def shown(value: Any) -> Any:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 
+def problem_of(error: Exception) -> Problem:
+    """Returns the problem that reports an error raised while a request was answered."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ValidationError):
+        return from_validation(error.errors())
+    logger.error("a request failed", exc_info=error)
+    return Problem(500, "failure", "Internal error", "see the server's log")
+
+
 def answer_problems(app: FastAPI) -> None:
     """Makes an app report every error as a problem."""
 
@@ -127,16 +137,15 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(ValidationError)
     async def _invalid_body(_: Request, error: ValidationError) -> Response:
-        return from_validation(error.errors()).response()
+        return problem_of(error).response()
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         return _from_http(request, error).response()
 
     @app.exception_handler(Exception)
-    async def _failure(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Problem(500, "failure", "Internal error", "see the server's log").response()
+    async def _failure(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()
 
 
 def _from_http(request: Request, error: HTTPException) -> Problem:

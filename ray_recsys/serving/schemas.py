@@ -118,6 +118,8 @@ class RecommendResponse(_Schema):
     """two-stage: a known user; fold-in: from a history; popular: neither."""
     bundle: str = Field(examples=["20261124T050102Z-1f0c9a3e"])
     """The bundle version behind the whole response."""
+    arm: str = Field(default="A", examples=["A"])
+    """The arm that the user is in; A is the live version."""
     num_unknown_history: int = Field(default=0, examples=[0])
     """Number of history items that the bundle does not contain."""
     timings_ms: Timings
@@ -197,6 +199,17 @@ class SwapProblem(_Schema):
     reason: str = Field(examples=["IntegrityError: recall_vectors.npy: the sha256 differs"])
 
 
+class ArmDescription(_Schema):
+    """A version that answers a part of the users beside the live one."""
+
+    name: str = Field(examples=["B"])
+    version: str = Field(examples=["20261124T050102Z-1f0c9a3e"])
+    percent: float = Field(examples=[10.0])
+    """Part of the users."""
+    shadow: bool
+    """Those users see the live version's answers; this one's are only counted."""
+
+
 class BundleResponse(BundleManifest):
     """The live bundle."""
 
@@ -206,6 +219,10 @@ class BundleResponse(BundleManifest):
     """The name of `recall_model` for display."""
     swap_failure: SwapProblem | None = None
     """Why the registry's live version does not answer; null: it does."""
+    arms: tuple[ArmDescription, ...] = ()
+    """Versions beside the live one."""
+    arm_failure: str | None = None
+    """Why the registry's arms are not all served; null: they are."""
     recipe: dict[str, Any]  # type: ignore[assignment]  # a typed recipe would add 20 schemas to /docs
     """Full recipe of the training run."""
 

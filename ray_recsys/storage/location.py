@@ -115,9 +115,9 @@ class Location:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Lets results hold locations: a string in JSON."""
+        """Lets models hold locations: a string wherever they are dumped, which reads back as the same location."""
         return core_schema.no_info_plain_validator_function(
-            cls.of, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
+            cls.of, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
 

@@ -62,10 +62,11 @@ def test_the_commands_for_a_log_work_in_an_empty_shell(tmp_path: Path) -> None:
     assert scores.num_rows == NUM_ITEMS
     lists = pq.read_table(tmp_path / "lists")
     assert len(set(lists["user_id"].to_pylist())) == NUM_USERS
+    assert (tmp_path / "compared" / "report.html").is_file()
 
 
 def write_log(directory: Path) -> None:
-    """Writes logs/part.parquet, with the README's name of the user column, and pairs.parquet."""
+    """Writes logs/part.parquet, with the README's name of the user column, pairs.parquet, A.toml and B.toml."""
     random = np.random.default_rng(5)
     users = np.repeat(np.arange(NUM_USERS), PER_USER)
     items = np.concatenate([random.choice(NUM_ITEMS, PER_USER, replace=False) for _ in range(NUM_USERS)])
@@ -78,6 +79,8 @@ def write_log(directory: Path) -> None:
     pq.write_table(pa.table(log), directory / "logs" / "part.parquet")
     pairs = {"user_id": ["customer-7"] * NUM_ITEMS, "item_id": [f"item-{item}" for item in range(NUM_ITEMS)]}
     pq.write_table(pa.table(pairs), directory / "pairs.parquet")
+    (directory / "A.toml").write_text('[model]\nname = "item_knn"\n')
+    (directory / "B.toml").write_text('[model]\nname = "popularity"\n')
 
 
 @contextmanager

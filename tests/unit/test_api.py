@@ -11,7 +11,7 @@ import pytest
 
 from ray_recsys.core.models.neighbours import NONE, Neighbours
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.serving.routes import Api
+from ray_recsys.serving.api import Api
 from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set

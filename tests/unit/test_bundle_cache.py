@@ -73,7 +73,7 @@ def test_the_two_versions_used_last_are_kept(registry: Registry, opened: list[st
     first, second, last = registry.versions()
 
     async def ask() -> None:
-        cache = BundleCache(registry.path, Recommender)
+        cache = BundleCache(registry.path, Recommender, num_kept=2)
         for version in (first, second, first, last, first, second):
             assert (await cache.bundle(version)).version == version
 

@@ -49,8 +49,8 @@ def test_a_checkpoint_of_a_gpu_is_restored_on_a_cpu(tmp_path: Path, monkeypatch:
         torch.load(directory / OPTIMIZER, weights_only=True)
     restored = trainer_of(recipe(epochs=2))
     load_checkpoint(restored, directory, tmp_path / "restored")
-    averages = [entry["exp_avg"] for entry in restored.optimizer.state_dict()["state"].values()]
-    expected = [entry["exp_avg"] for entry in trainer.optimizer.state_dict()["state"].values()]
+    averages = [entry["exp_avg"] for entry in restored.learner.state_dict()["state"].values()]
+    expected = [entry["exp_avg"] for entry in trainer.learner.state_dict()["state"].values()]
     assert len(averages) == len(expected) > 0
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(averages, expected, strict=True))
 

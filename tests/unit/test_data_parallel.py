@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,24 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
+from ray_recsys.config import TrainRecipe
 from ray_recsys.config.files import parse_recipe
+from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.learner import SparseLearner, to_tensors
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import Trainer
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import StageError
 from tests.factories import make_prepared_set
-from tests.unit.test_neumf import B, batch, gradients, make
+from tests.unit.test_neumf import ITEMS, USERS, B, batch, gradients, make
+from tests.unit.test_sparse_learner import batch_of
 
 RECIPE = parse_recipe({"model": {"embedding_dim": 4, "mlp_layers": [4]}, "train": {"epochs": 1}}, "test")
 SHARDS = {
@@ -33,8 +39,9 @@ SHARDS = {
 
 def run_group(work: Callable[..., None], size: int, directory: Path) -> None:
     """Runs `work(rank, size, directory)` in a gloo group; fails if a worker waits for another for ever."""
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_join, args=(work, rank, size, directory), daemon=True) for rank in range(size)]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([work.__module__])  # imports torch once instead of once a worker
+    workers = [server.Process(target=_join, args=(work, rank, size, directory), daemon=True) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -57,6 +64,86 @@ def _save_gradients(rank: int, size: int, directory: Path) -> None:
     torch.autograd.backward(wrapped(batch(part=SHARDS[size][rank])))
     torch.save({name: p.grad for name, p in model.named_parameters()}, directory / f"gradients-{rank}.pt")
 
+    _save_sparse_gradients(rank, size, directory)
+
+
+USER_BOUNDS = {1: [0, USERS], 2: [0, 2, USERS], 3: [0, 0, 3, USERS]}  # of the workers; one may have none
+SPARSE = TrainRecipe(l2=0.1, optimizer="sparse_adam")
+BATCH = batch_of(USERS, ITEMS, 12, seed=5, recent=4)
+
+
+def _save_sparse_gradients(rank: int, size: int, directory: Path) -> None:
+    """Saves a worker's gradients, with the rows of its own users alone, and its weights after two steps."""
+    first, end = USER_BOUNDS[size][rank : rank + 2]
+    learner, model = make_learner(first, end)
+    is_own = (BATCH.user_idx >= first) & (BATCH.user_idx < end)
+    assert BATCH.recent is not None
+    own = replace(
+        BATCH,
+        user_idx=BATCH.user_idx[is_own],
+        item_idx=BATCH.item_idx[is_own],
+        weight=BATCH.weight[is_own],
+        recent=BATCH.recent[is_own],
+    )
+    found = learner.gradients(own)
+    for _ in range(2):
+        learner.step(own, 0.01)
+    saved = {"rows": found.rows, "dense": found.dense, "weights": model.state_dict()}
+    torch.save(saved, directory / f"sparse-{rank}.pt")
+
+
+def make_learner(first: int, end: int) -> tuple[SparseLearner, GradientModel]:
+    model = make(SPARSE, gmf_loss_weight=0.3, recent_items=4)
+    model.keep_users(range(first, end))
+    return SparseLearner(model, SPARSE, range(first, end)), model
+
+
+def test_sparse_gradients_of_one_process_equal_dense_ones() -> None:
+    learner, model = make_learner(0, USERS)
+    found = learner.gradients(BATCH)
+    dense = make(SPARSE, gmf_loss_weight=0.3, recent_items=4)
+    torch.autograd.backward(dense(to_tensors(BATCH, torch.device("cpu"))))
+    for field, names in model.batch_tables.items():
+        rows, gradients = found.rows[field]
+        expected = torch.cat([_gradient(dense, name).view(len(_gradient(dense, name)), -1) for name in names], dim=1)
+        torch.testing.assert_close(gradients, expected[rows], msg=field)
+        others = torch.ones(len(expected), dtype=torch.bool)
+        others[rows] = False
+        assert not expected[others].any()
+
+
+def _gradient(model: nn.Module, name: str) -> Tensor:
+    gradient = model.get_parameter(name).grad
+    assert gradient is not None
+    return gradient
+
+
+def check_sparse(directory: Path, size: int) -> None:
+    """Checks gradients and weights of workers against one process."""
+    learner, model = make_learner(0, USERS)
+    expected = learner.gradients(BATCH)
+    for _ in range(2):
+        learner.step(BATCH, 0.01)
+    weights = model.state_dict()
+    users = []
+    for rank in range(size):
+        found: dict[str, Any] = torch.load(directory / f"sparse-{rank}.pt", weights_only=True)
+        first, end = USER_BOUNDS[size][rank : rank + 2]
+        users.append(by_row(found["rows"]["user_idx"], first))
+        for field in ("item_idx", "recent"):
+            torch.testing.assert_close(by_row(found["rows"][field]), by_row(expected.rows[field]), msg=field)
+        for mine, other in zip(found["dense"], expected.dense, strict=True):
+            torch.testing.assert_close(mine, other)
+        for name, tensor in found["weights"].items():
+            other = weights[name][first:end] if name in model.user_tables else weights[name]
+            torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-5, msg=f"{name} on worker {rank}")
+    together = {row: gradient for part in users for row, gradient in part.items()}
+    torch.testing.assert_close(together, by_row(expected.rows["user_idx"]))
+
+
+def by_row(found: tuple[Tensor, Tensor], first: int = 0) -> dict[int, Tensor]:
+    return {first + int(row): gradient for row, gradient in zip(*found, strict=True)}
+
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_gradients_of_workers_equal_those_of_one_process(tmp_path: Path, size: int) -> None:
@@ -67,6 +154,7 @@ def test_gradients_of_workers_equal_those_of_one_process(tmp_path: Path, size: i
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, msg=f"{name} on worker {rank}")
+    check_sparse(tmp_path, size)
 
 
 def _save_weights(rank: int, size: int, directory: Path) -> None:

@@ -17,7 +17,7 @@ from ray_recsys.core.recommending.catalogue import Catalogue, write_catalogue
 from ray_recsys.core.recommending.diversity import diversify
 from ray_recsys.core.recommending.recommender import Query, Recommender
 from ray_recsys.core.recommending.title_index import TitleIndex
-from ray_recsys.serving.routes import Api
+from ray_recsys.serving.api import Api
 from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set

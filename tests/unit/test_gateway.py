@@ -167,7 +167,7 @@ def test_the_metrics_tell_what_happened(registry: Path) -> None:
     def of(name: str, **labels: str) -> float:
         return float(samples[(f"ray_recsys_{name}", tuple(sorted(labels.items())))])
 
-    assert of("answers_total", source="two-stage") == of("answers_total", source="popular") == 1
+    assert of("answers_total", arm="A", source="two-stage") == of("answers_total", arm="A", source="popular") == 1
     assert of("request_seconds_count", route="recommend", status="200") == 2
     assert of("request_seconds_count", route="bundle", status="421") == 1
     assert of("refusals_total", reason="wrong-host") == of("short_answers_total") == 1
@@ -183,7 +183,7 @@ class _Exchange:
     def __init__(self, **limits: Any) -> None:
         self.go = asyncio.Event()
         self.num_reached = 0
-        self.gateway = Gateway(self._app, ServeRecipe(**limits), Metrics(), None)
+        self.gateway = Gateway(self._app, ServeRecipe(**limits), Metrics(), None, {})
 
     async def _app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         del scope, receive

@@ -23,6 +23,7 @@ from ray_recsys.core.training.checkpoint import (
     save_checkpoint,
 )
 from ray_recsys.core.training.curves import write_curves
+from ray_recsys.core.training.learner import DenseLearner
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.validation import Validation
@@ -169,7 +170,8 @@ def test_warmup() -> None:
         def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
             for batch in super().batches(epoch, first_step):
                 yield batch
-                rates.append(trainer.optimizer.param_groups[0]["lr"])
+                assert isinstance(trainer.learner, DenseLearner)
+                rates.append(trainer.learner.optimizer.param_groups[0]["lr"])
 
     train_epochs(trainer, Feed(), no_validation(), 1, lambda *_: None)
     assert rates == pytest.approx([0.02 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])

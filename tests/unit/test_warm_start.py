@@ -16,7 +16,7 @@ from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
-from ray_recsys.core.training.run import can_resume, read_start, start_of, start_run
+from ray_recsys.core.training.run import can_resume, finish_run, read_start, start_of, start_run
 from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.core.vocabulary import Vocabulary
 from ray_recsys.errors import ArtifactError, InputError, IntegrityError
@@ -194,6 +194,9 @@ def test_a_run_resumes_with_the_bundle_that_it_began_with(old: PreparedSet, tmp_
     other = bundle.model_copy(update={"version": "another"})
     with pytest.raises(ArtifactError, match=f"started from bundle {bundle.version}, not from another"):
         can_resume(tmp_path / "run", start_of(old, recipe, other))
+    (tmp_path / "run/model").mkdir()
+    finished = finish_run(tmp_path / "run", num_epochs=1, best_epoch=1, metrics={})
+    assert finished.warm_start == bundle  # with which a refit of the run begins
     shutil.rmtree(tmp_path / "run")
     start_run(tmp_path / "run", start_of(old, recipe))
     with pytest.raises(ArtifactError, match="started without a bundle"):

@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from ray_recsys.config import Recipe
@@ -147,6 +148,17 @@ class Model(Scorer, Protocol):
         ...
 
 
+class SplitModel(Model, Protocol):
+    """A trained model that may have the rows of some users only; the workers that have them save its parts."""
+
+    user_arrays: ClassVar[tuple[str, ...]]
+    """Names of the arrays with a row per user."""
+
+    def files(self) -> tuple[Mapping[str, Any], Mapping[str, npt.NDArray[Any]]]:
+        """Returns the header and the arrays that `save` writes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
     """One optimizer step's share of a worker: B positives (0 is possible), C = 1 + N items of each."""
@@ -166,6 +178,10 @@ class TensorBatch:
     does not want them."""
 
 
+USERS = "user_idx"
+"""The field of a batch that names users."""
+
+
 class GradientModel(nn.Module, ABC):
     """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
 
@@ -173,7 +189,12 @@ class GradientModel(nn.Module, ABC):
     """Names in the state dict of the parameters that have a row for each user."""
     item_tables: ClassVar[tuple[str, ...]]
     """Likewise for each item; all other parameters do not depend on the data's users and items."""
+    batch_tables: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parameters with a row per user or item of which a step reads only the rows that a field of the batch names, by
+    that field: `user_idx`, `item_idx` or `recent`. The forward pass must work as well with tables of these rows alone
+    and indices into those. Empty: a step reads all rows."""
     num_users: int
+    """Users whose rows the model has."""
     num_items: int
 
     @abstractmethod
@@ -182,6 +203,13 @@ class GradientModel(nn.Module, ABC):
 
         It includes regularisation and is divided by the global batch, so that gradients of workers add up.
         """
+
+    def keep_users(self, users: range) -> None:
+        """Drops the rows of all other users."""
+        for name in self.user_tables:
+            rows = self.get_parameter(name).detach()[users.start : users.stop].clone()
+            self.register_parameter(name, nn.Parameter(rows))
+        self.num_users = len(users)
 
     @abstractmethod
     def export(self) -> Model:
@@ -202,8 +230,15 @@ class GradientModel(nn.Module, ABC):
 class Build(Protocol):
     """Makes a gradient model with its initial weights: a function of the recipe's seed."""
 
-    def __call__(self, prepared: PreparedSet, recipe: Recipe) -> GradientModel:
-        """Returns the untrained model of a prepared set."""
+    def __call__(self, prepared: PreparedSet, recipe: Recipe, users: range | None = None) -> GradientModel:
+        """Returns the untrained model of a prepared set.
+
+        Args:
+            prepared: The set.
+            recipe: Model, training and seed.
+            users: The only users whose rows the model is to have, for a model with `batch_tables`; their initial rows
+                do not depend on which these are. None: all users.
+        """
         ...
 
 

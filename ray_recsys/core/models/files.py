@@ -1,10 +1,12 @@
 """A model as two files: `model.json` (its name and what rebuilds it) and `model.safetensors` (arrays). No pickle.
 
+What several workers have trained has the arrays with a row per user beside these, as `user_parts`.
+
 Digests are kept by the artefact that holds the files.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+from ray_recsys.core.models.user_parts import read_user_rows, write_user_part
 from ray_recsys.errors import IntegrityError
 
 HEADER = "model.json"
@@ -28,6 +31,27 @@ def save_model_files(directory: Path, header: Header, arrays: Arrays) -> None:
     assert "name" in header
     save_file({name: np.asarray(values, order="C") for name, values in arrays.items()}, directory / ARRAYS)
     (directory / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf8")
+
+
+def save_model_part(
+    directory: Path, header: Header, arrays: Arrays, *, user_arrays: Collection[str], users: range, num_users: int
+) -> None:
+    """Writes a worker's part of the files of a model whose rows of users are split among workers.
+
+    Args:
+        directory: Shared by all parts in the end.
+        header: Of this worker's model.
+        arrays: Likewise.
+        user_arrays: Names of the arrays with a row per user.
+        users: Those of this worker; the one that has user 0 writes the other arrays too.
+        num_users: Of all workers.
+    """
+    of_users = {name: values for name, values in arrays.items() if name in user_arrays}
+    write_user_part(directory, of_users, users.start)
+    if users.start == 0 and users.stop > 0:
+        total = {"num_users": num_users} if "num_users" in header else {}
+        shared = {name: values for name, values in arrays.items() if name not in user_arrays}
+        save_model_files(directory, {**header, **total}, shared)
 
 
 def read_model_header(directory: Path) -> dict[str, Any]:
@@ -57,4 +81,4 @@ def read_model_arrays(directory: Path) -> dict[str, npt.NDArray[Any]]:
         tensors = load_file(path)  # torch's, because numpy's are copies
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.numpy() for name, tensor in tensors.items()} | read_user_rows(directory)

@@ -134,9 +134,10 @@ class TrainedLightGCN(InnerProduct):
         save_model_files(directory, {"name": "lightgcn"}, arrays)
 
 
-def build(prepared: PreparedSet, recipe: Recipe) -> LightGCN:
+def build(prepared: PreparedSet, recipe: Recipe, users: range | None = None) -> LightGCN:
     """Returns an untrained model on the graph of a prepared set's training interactions."""
     assert isinstance(recipe.model, LightGCNRecipe)
+    assert users is None, "propagation reads all users"
     graph = Graph.of(read_training_matrix(prepared), prepared.manifest.num_items)
     return LightGCN(graph, recipe.model, recipe.train, generator=torch.Generator().manual_seed(recipe.seed))
 

@@ -7,6 +7,7 @@ Source: BCE: He et al.: Neural Collaborative Filtering, WWW 2017, equation 7. L2
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from ray_recsys.config import TrainRecipe
 from ray_recsys.core.models.contract import TensorBatch
+
+_SMALL = 8  # a pass over this many rows takes about the time of one gathered row and its gradient
 
 PairLoss = Callable[[Tensor, TensorBatch], Tensor]
 """(logits or predicted ratings [B, C], batch) → sum over the pairs."""
@@ -39,13 +42,32 @@ def squared_error(predicted_BC: Tensor, batch: TensorBatch) -> Tensor:
 
 def user_square_norms(table: Tensor, batch: TensorBatch) -> Tensor:
     """Returns the sum over pairs of the squared norm of their user's row."""
-    return functional.embedding(batch.user_idx, table).square().sum() * batch.item_idx.shape[1]
+    return _row_square_norms(table, batch.user_idx) * batch.item_idx.shape[1]
 
 
 def item_square_norms(table: Tensor, batch: TensorBatch) -> Tensor:
     """Returns the sum over pairs of the squared norm of their item's row."""
-    item_idx = batch.item_idx
-    if item_idx.numel() < len(table):
-        return functional.embedding(item_idx, table).square().sum()
-    counts = torch.bincount(item_idx.reshape(-1), minlength=len(table)).to(table.dtype)
-    return counts @ table.square().sum(dim=1)
+    return _row_square_norms(table, batch.item_idx)
+
+
+def _row_square_norms(table: Tensor, idx: Tensor) -> Tensor:
+    """Returns the sum over indices of the squared norm of their row; each row is read once if the table is small."""
+    if idx.numel() * _SMALL < len(table):
+        return functional.embedding(idx, table).square().sum()
+    counts = torch.bincount(idx.reshape(-1), minlength=len(table)).to(table.dtype)
+    norms: Tensor = _WeightedSquareNorms.apply(table, counts)  # type: ignore[no-untyped-call]
+    return norms
+
+
+class _WeightedSquareNorms(torch.autograd.Function):
+    """The sum of weight × squared norm over rows; its gradient, 2 × weight × row, in one pass over the table."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(table, weights)
+        return torch.dot(torch.linalg.vector_norm(table, dim=1).square(), weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        table, weights = ctx.saved_tensors
+        return table * (weights * (2 * gradients[0])).unsqueeze(1), None

@@ -27,6 +27,7 @@ from ray_recsys.core.models.contract import DenseFactors, GradientModel, TensorB
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays, save_model_files
 from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
 from ray_recsys.core.models.gather import gather, order_rows
+from ray_recsys.core.models.initial_rows import draw_rows
 from ray_recsys.core.models.inner_product import InnerProduct
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.prepared import PreparedSet
@@ -41,10 +42,12 @@ class MF(GradientModel):
         recipe: Width and standard deviation of the initial embeddings; GMF's has output weights.
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
+        first_user: The user that has row 0, if the model is to have the rows of some users only.
     """
 
     user_tables: ClassVar = ("user_vectors", "user_bias")
     item_tables: ClassVar = ("item_vectors", "item_bias")
+    batch_tables: ClassVar = {"user_idx": user_tables, "item_idx": item_tables}
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class MF(GradientModel):
         train: TrainRecipe | None = None,
         *,
         generator: torch.Generator | None = None,
+        first_user: int | None = None,
     ) -> None:
         super().__init__()
         self.num_users, self.num_items, self.recipe, self._train = num_users, num_items, recipe, train or TrainRecipe()
@@ -63,8 +67,12 @@ class MF(GradientModel):
         self.item_bias = nn.Parameter(torch.zeros(num_items))
         self.global_bias = nn.Parameter(torch.zeros(()))
         self.output = nn.Parameter(torch.empty(recipe.embedding_dim)) if recipe.name == "gmf" else None
-        for table in (self.user_vectors, self.item_vectors):
-            nn.init.normal_(table, std=recipe.init_std, generator=generator)
+        if first_user is None:
+            nn.init.normal_(self.user_vectors, std=recipe.init_std, generator=generator)
+        else:
+            key = (generator or torch.default_generator).initial_seed()
+            draw_rows(self.user_vectors, std=recipe.init_std, key=key, first_row=first_user)
+        nn.init.normal_(self.item_vectors, std=recipe.init_std, generator=generator)
         if self.output is not None:
             bound = math.sqrt(3 / recipe.embedding_dim)  # LeCun-uniform, as the paper's code
             nn.init.uniform_(self.output, -bound, bound, generator=generator)
@@ -79,7 +87,7 @@ class MF(GradientModel):
 
     def logits(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
         """Returns the logits [B, C] of each user, int64[B], with each of its items, integers [B, C]."""
-        order = order_rows(item_idx, self.num_items)
+        order = order_rows(item_idx, len(self.item_vectors))
         user_BD = functional.embedding(user_idx, self.user_vectors)
         if self.output is not None:
             user_BD = user_BD * self.output
@@ -121,6 +129,8 @@ class TrainedMF(InnerProduct):
         item_rows: float32[I, D + 2].
     """
 
+    user_arrays: ClassVar = ("user_rows",)
+
     def __init__(self, name: str, user_rows: Float32s, item_rows: Float32s) -> None:
         super().__init__(user_rows, item_rows, num_constants=2)
         self._name = name
@@ -135,9 +145,13 @@ class TrainedMF(InnerProduct):
         user = fit_user(prior, examples, lambda user: (features @ user + item_bias, features))
         return DenseFactors(np.insert(user, width, 1).astype(np.float32)[np.newaxis])
 
+    def files(self) -> tuple[Header, Arrays]:
+        """Returns what `save` writes."""
+        return {"name": self._name}, {"user_rows": self._users, "item_rows": self._items}
+
     def save(self, directory: Path) -> None:
         """Writes the model's files."""
-        save_model_files(directory, {"name": self._name}, {"user_rows": self._users, "item_rows": self._items})
+        save_model_files(directory, *self.files())
 
     @cached_property
     def _drawer(self) -> ExampleDrawer:
@@ -149,12 +163,13 @@ class TrainedMF(InnerProduct):
         return mean
 
 
-def build(prepared: PreparedSet, recipe: Recipe) -> MF:
-    """Returns an untrained model for a prepared set."""
+def build(prepared: PreparedSet, recipe: Recipe, users: range | None = None) -> MF:
+    """Returns an untrained model for a prepared set, with the rows of all users or of some."""
     assert isinstance(recipe.model, MFRecipe | GMFRecipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = prepared.manifest
-    return MF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
+    num_users, first_user = (shape.num_users, None) if users is None else (len(users), users.start)
+    return MF(num_users, shape.num_items, recipe.model, recipe.train, generator=generator, first_user=first_user)
 
 
 def load(header: Header, arrays: Arrays) -> TrainedMF:

@@ -43,8 +43,8 @@ class Neighbours:
             IntegrityError: They do not belong together.
         """
         try:
-            item_idx = np.load(directory / IDX, mmap_mode="r", allow_pickle=False)
-            scores = np.load(directory / SCORES, mmap_mode="r", allow_pickle=False)
+            item_idx = np.load(directory / IDX, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            scores = np.load(directory / SCORES, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         except (OSError, ValueError) as error:
             raise IntegrityError(f"{directory}: neighbours cannot be read ({error})") from error
         if item_idx.ndim != 2 or item_idx.shape != scores.shape:

@@ -36,9 +36,12 @@ from torch.nn import functional
 
 from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Float32s, Int32s
+from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.models.dropout import relu_and_drop
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
+from ray_recsys.core.models.initial_rows import draw_rows
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import ITEM_ROWS, LATEST_ITEMS, TrainedNeuMF
 from ray_recsys.core.prepared import PreparedSet
@@ -54,10 +57,12 @@ class NeuMF(GradientModel):
         recipe: Widths, dropout, LayerNorm and the standard deviation of the initial embeddings.
         train: Objective and L2.
         generator: Source of the initial weights; None: torch's global one.
+        first_user: The user that has row 0, if the model is to have the rows of some users only.
     """
 
     user_tables: ClassVar = ("user_gmf", "user_mlp", "user_bias")
     item_tables: ClassVar = ("item_gmf", "item_mlp", "item_bias", "recent.items")
+    batch_tables: ClassVar = {"user_idx": user_tables, "item_idx": item_tables[:3], "recent": item_tables[3:]}
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class NeuMF(GradientModel):
         train: TrainRecipe | None = None,
         *,
         generator: torch.Generator | None = None,
+        first_user: int | None = None,
     ) -> None:
         super().__init__()
         self.num_users, self.num_items = num_users, num_items
@@ -89,12 +95,17 @@ class NeuMF(GradientModel):
         self.gmf_output = nn.Parameter(torch.empty(gmf_width)) if recipe.gmf_output else None
         self.mlp_output = nn.Parameter(torch.empty(recipe.mlp_layers[-1]))
         self.recent = _recent_items(num_items, recipe)
-        self._initialise(generator)
+        self._initialise(generator, first_user)
 
-    def _initialise(self, generator: torch.Generator | None) -> None:
+    def _initialise(self, generator: torch.Generator | None, first_user: int | None) -> None:
         """Embeddings N(0, init_std), layers Glorot-uniform (1 as one), output LeCun-uniform: the paper's code."""
-        for table in (self.user_gmf, self.item_gmf, self.user_mlp, self.item_mlp):
-            nn.init.normal_(table, std=self.recipe.init_std, generator=generator)
+        key = (generator or torch.default_generator).initial_seed()
+        for number, name in enumerate(("user_gmf", "item_gmf", "user_mlp", "item_mlp")):
+            table = self.get_parameter(name)
+            if first_user is None or name not in self.user_tables:
+                nn.init.normal_(table, std=self.recipe.init_std, generator=generator)
+            else:
+                draw_rows(table, std=self.recipe.init_std, key=derive_key(key, number), first_row=first_user)
         width, first = self.recipe.embedding_dim, self.recipe.mlp_layers[0]
         bound = math.sqrt(6 / (2 * width + first))
         nn.init.uniform_(self.user_half.weight, -bound, bound, generator=generator)
@@ -122,6 +133,12 @@ class NeuMF(GradientModel):
             total = total + self._train.l2 / 2 * self._square_norms(batch)
         return total / (batch.global_batch_size * batch.item_idx.shape[1])
 
+    def keep_users(self, users: range) -> None:
+        """Drops the rows of all other users."""
+        super().keep_users(users)
+        if self.latest_items is not None:
+            self.latest_items = self.latest_items[users.start : users.stop].copy()
+
     def export(self) -> TrainedNeuMF:
         """Returns the trained model; it shares this module's weights."""
         return TrainedNeuMF(self)
@@ -138,18 +155,19 @@ class NeuMF(GradientModel):
             item_idx: int64 or int32 [B, C].
             recent: The users' recent items, latest first, integers [B, L], -1 for none; None without `recent_items`.
         """
-        order = order_rows(item_idx, self.num_items)
+        num_rows = len(self.item_gmf)  # those of the batch's items only, where the optimizer is sparse
+        order = order_rows(item_idx, num_rows)
         user_BD, hidden_BH = self.user_vectors(user_idx, recent)
         # A sum of products: the backward pass of a batched product with one column is slower.
         product_BC = (gather(self.item_gmf, item_idx, order) * user_BD.unsqueeze(1)).sum(dim=2)
         item_bias_BC = gather(self.item_bias.unsqueeze(1), item_idx, order).squeeze(2)
         user_bias_B1 = functional.embedding(user_idx, self.user_bias.unsqueeze(1))
         gmf_BC = product_BC + item_bias_BC + (user_bias_B1 + self.global_bias)
-        if item_idx.numel() >= self.num_items:
+        if item_idx.numel() >= num_rows:
             item_BCH = gather(self.item_hidden(), item_idx, order)
         else:
             item_BCH = self.item_half(gather(self.item_mlp, item_idx, order))
-        return gmf_BC, self.mlp_head(hidden_BH.unsqueeze(1) + item_BCH)
+        return gmf_BC, self.mlp_head(item_BCH.add_(hidden_BH.unsqueeze(1)))
 
     def user_vectors(self, user_idx: Tensor, recent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the users' GMF vectors, output weights included, [B, D], and halves of layer 1, [B, H1]."""
@@ -173,15 +191,19 @@ class NeuMF(GradientModel):
 
     def mlp_head(self, hidden: Tensor) -> Tensor:
         """Returns the MLP branch's part of the logits from layer 1's sums, [..., H1] → [...]; may overwrite them."""
+        scale = 1.0  # of the units that dropout has kept; it goes into the next weights, which are fewer
         for number in range(len(self.recipe.mlp_layers)):
             if number:
-                hidden = self.hidden[number - 1](hidden)
+                layer = self.hidden[number - 1]
+                assert isinstance(layer, nn.Linear)
+                hidden = layer(hidden) if scale == 1 else functional.linear(hidden, layer.weight * scale, layer.bias)
             if self.norms is not None:
                 hidden = self.norms[number](hidden)
-            hidden = functional.relu(hidden, inplace=True)
-            if self.recipe.dropout:
-                hidden = functional.dropout(hidden, self.recipe.dropout, self.training)
-        return torch.matmul(hidden, self.mlp_output)
+            if self.recipe.dropout and self.training:
+                hidden, scale = relu_and_drop(hidden, self.recipe.dropout)
+            else:
+                hidden = functional.relu(hidden, inplace=True)
+        return torch.matmul(hidden, self.mlp_output if scale == 1 else self.mlp_output * scale)
 
     def _square_norms(self, batch: TensorBatch) -> Tensor:
         """Returns the sum over pairs of the squared norms of their four embedding rows."""
@@ -240,25 +262,28 @@ def _mean_weights(length: int, half_lives: Sequence[float]) -> Tensor:
     return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-30)
 
 
-def build(prepared: PreparedSet, recipe: Recipe) -> NeuMF:
-    """Returns an untrained NeuMF for a prepared set."""
+def build(prepared: PreparedSet, recipe: Recipe, users: range | None = None) -> NeuMF:
+    """Returns an untrained NeuMF for a prepared set, with the rows of all users or of some."""
     assert isinstance(recipe.model, NeuMFRecipe | MLPRecipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = prepared.manifest
-    model = NeuMF(shape.num_users, shape.num_items, recipe.model, recipe.train, generator=generator)
+    own, first_user = (range(shape.num_users), None) if users is None else (users, users.start)
+    model = NeuMF(len(own), shape.num_items, recipe.model, recipe.train, generator=generator, first_user=first_user)
     if recipe.model.recent_items:
-        model.latest_items = _read_latest_items(prepared, recipe.model.recent_items)
+        model.latest_items = _read_latest_items(prepared, recipe.model.recent_items, own)
     return model
 
 
-def _read_latest_items(prepared: PreparedSet, length: int) -> Int32s:
-    """Returns the latest training items of each user, latest first, int32[U, L]; -1 where there are fewer."""
-    latest = np.full((prepared.manifest.num_users, length), -1, np.int32)
-    for partition in range(len(prepared.manifest.partitions)):
+def _read_latest_items(prepared: PreparedSet, length: int, users: range) -> Int32s:
+    """Returns the latest training items of some users, latest first, int32[U, L]; -1 where there are fewer."""
+    latest = np.full((len(users), length), -1, np.int32)
+    for partition in prepared.partitions_of(users):
         histories = prepared.read_partition(partition)
         before, rows = ItemsBefore.of(histories.training, length), np.arange(len(histories.user_idx))
         assert before is not None
-        latest[histories.user_idx] = before.latest(rows, histories.training.lengths)
+        found = before.latest(rows, histories.training.lengths)
+        is_own = (histories.user_idx >= users.start) & (histories.user_idx < users.stop)
+        latest[histories.user_idx[is_own] - users.start] = found[is_own]
     return latest
 
 

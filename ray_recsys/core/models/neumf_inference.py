@@ -13,7 +13,7 @@ Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import DenseFactors, RecallSpace, UserFactors
-from ray_recsys.core.models.files import save_model_files
+from ray_recsys.core.models.files import Arrays, Header, save_model_files
 from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
 from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
 
@@ -45,6 +45,8 @@ class TrainedNeuMF:
         network: Its weights, which are shared and not changed.
         item_rows: The items' rows of a saved model; None: they are computed.
     """
+
+    user_arrays: ClassVar = ("user_gmf", "user_mlp", "user_bias", LATEST_ITEMS)
 
     def __init__(self, network: "NeuMF", item_rows: Tensor | None = None) -> None:
         self._network = network.eval()
@@ -209,6 +211,10 @@ class TrainedNeuMF:
 
     def save(self, directory: Path) -> None:
         """Writes the model's files."""
+        save_model_files(directory, *self.files())
+
+    def files(self) -> tuple[Header, Arrays]:
+        """Returns what `save` writes."""
         network = self._network
         header = {
             "name": network.recipe.name,
@@ -220,7 +226,7 @@ class TrainedNeuMF:
         if network.latest_items is not None:
             arrays[LATEST_ITEMS] = network.latest_items
         arrays[ITEM_ROWS] = self._items.numpy()
-        save_model_files(directory, header, arrays)
+        return header, arrays
 
     @cached_property
     def _fold_in(self) -> "_FoldIn":

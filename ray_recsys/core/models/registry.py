@@ -18,6 +18,8 @@ class ModelSpec:
     """Its name in tables and pages."""
     load: Callable[[Header, Arrays], Model]
     build: Build | None = None
+    splits_users: bool = False
+    """Whether workers that train it may have the rows of some users each; see `GradientModel.batch_tables`."""
     fit: Fit | None = None
 
     def __post_init__(self) -> None:
@@ -30,10 +32,10 @@ MODELS: dict[str, ModelSpec] = {
     "user_knn": ModelSpec("UserKNN", user_knn.load, fit=user_knn.fit),
     "ease": ModelSpec("EASE", ease.load, fit=ease.fit),
     "ials": ModelSpec("iALS", ials.load, fit=ials.fit),
-    "mf": ModelSpec("MF", mf.load, build=mf.build),
-    "gmf": ModelSpec("GMF", mf.load, build=mf.build),
-    "mlp": ModelSpec("MLP", neumf.load, build=neumf.build),
-    "neumf": ModelSpec("NeuMF", neumf.load, build=neumf.build),
+    "mf": ModelSpec("MF", mf.load, build=mf.build, splits_users=True),
+    "gmf": ModelSpec("GMF", mf.load, build=mf.build, splits_users=True),
+    "mlp": ModelSpec("MLP", neumf.load, build=neumf.build, splits_users=True),
+    "neumf": ModelSpec("NeuMF", neumf.load, build=neumf.build, splits_users=True),
     "lightgcn": ModelSpec("LightGCN", lightgcn.load, build=lightgcn.build),
 }
 

@@ -59,7 +59,7 @@ class CandidateIndex:
             IntegrityError: They cannot be read, or do not belong together.
         """
         try:
-            vectors = np.load(directory / VECTORS, mmap_mode="c", allow_pickle=False)
+            vectors = np.load(directory / VECTORS, mmap_mode="c", allow_pickle=False).view(np.ndarray)
             has_lists = (directory / LISTS).is_file()
             lists = faiss.read_index(str(directory / LISTS), faiss.IO_FLAG_MMAP) if has_lists else None
         except (OSError, ValueError, RuntimeError) as error:

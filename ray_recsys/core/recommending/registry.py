@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ray_recsys.core.artifact import parse_manifest, read_manifest
 from ray_recsys.core.artifact_writer import locked_directory, remove_abandoned
+from ray_recsys.core.recommending.arms import read_arms
 from ray_recsys.core.recommending.bundle import KIND, SCHEMA_VERSION, Bundle, BundleManifest
 from ray_recsys.core.recommending.guard import check_bundle
 from ray_recsys.errors import ArtifactError, RegistryError
@@ -117,11 +118,12 @@ class Registry:
             shutil.rmtree(directory, ignore_errors=True)
             os.close(lock)
 
-    def publish(self, bundle: Path) -> str:
+    def publish(self, bundle: Path, *, live: bool = True) -> str:
         """Checks a bundle and its answers, moves it to its place and makes it live; returns its version.
 
         Args:
             bundle: On the registry's file system; see `staging`.
+            live: False: CURRENT stays as it is, as for an arm.
 
         Raises:
             ArtifactError: It is damaged or refused, or its version is here already; CURRENT stays as it was.
@@ -134,7 +136,8 @@ class Registry:
         if target.exists():
             raise ArtifactError(f"{target} exists already; a version is never replaced")
         bundle.rename(target)
-        self._go_live(version, [version, *self.good()])
+        if live:
+            self._go_live(version, [version, *self.good()])
         return version
 
     def set_current(self, version: str) -> None:
@@ -173,15 +176,16 @@ class Registry:
     def prune(self, num_kept: int) -> tuple[list[str], list[str]]:
         """Removes old versions; returns those removed, and those that are in use and were kept for it.
 
-        The live version and the last good one before it always stay, and so does what a process on this file system
-        serves (see `hold`).
+        The live version, the last good one before it and the arms always stay, and so does what a process on this file
+        system serves (see `hold`).
 
         Args:
             num_kept: The newest versions that stay.
         """
         live = self.live()
         previous = [name for name in self.good() if name != live][:1]
-        kept = {live, *previous, *self.versions()[-num_kept:]}
+        arms = [arm.version for arm in read_arms(self.path)]
+        kept = {live, *previous, *arms, *self.versions()[-num_kept:]}
         removed, in_use = [], []
         for version in self.versions():
             if version in kept:

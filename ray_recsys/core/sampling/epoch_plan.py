@@ -1,11 +1,11 @@
 """Epoch plan: which positives each worker trains on, and in which order.
 
 Every worker computes the same plan from the manifest alone. The partitions' positives, laid end to end, are cut into
-one range per worker; the ranges differ by at most one positive, so there may be more workers than partitions, and a
-partition that is cut is read by every worker that has a part of it. A worker shuffles its pieces of partitions every
-epoch, groups them into windows, and shuffles all positives of a window. The first window of an epoch is small, so that
-training starts early; each later one is up to twice as large. Users are assigned to partitions by a hash, so a window
-is a random sample of them, a different one each epoch.
+one range per worker; the ranges differ by at most one positive, or end between users (`training.user_shares`), so there
+may be more workers than partitions, and a partition that is cut is read by every worker that has a part of it. A worker
+shuffles its pieces of partitions every epoch, groups them into windows, and shuffles all positives of a window. The
+first window of an epoch is small, so that training starts early; each later one is up to twice as large. Users are
+assigned to partitions by a hash, so a window is a random sample of them, a different one each epoch.
 """
 
 from collections.abc import Sequence
@@ -63,10 +63,26 @@ class EpochPlan:
     seed: int
 
     @classmethod
-    def make(cls, num_training: Sequence[int], recipe: Recipe, *, rank: int, world_size: int) -> Self:
-        """Returns the plan of worker `rank` for partitions with the given numbers of training interactions."""
+    def make(
+        cls,
+        num_training: Sequence[int],
+        recipe: Recipe,
+        *,
+        rank: int,
+        world_size: int,
+        shares: Sequence[int] | None = None,
+    ) -> Self:
+        """Returns the plan of worker `rank` for partitions with the given numbers of training interactions.
+
+        Args:
+            num_training: Of each partition.
+            recipe: Feed, batch size and seed.
+            rank: Of this worker.
+            world_size: Number of workers.
+            shares: Bounds of the workers' ranges; None: they differ by at most one positive.
+        """
         total = sum(num_training)
-        cuts = [total * worker // world_size for worker in range(world_size + 1)]
+        cuts = shares or [total * worker // world_size for worker in range(world_size + 1)]
         return cls(
             pieces=_cut_pieces(num_training, cuts[rank], cuts[rank + 1]),
             sizes=tuple(int(size) for size in np.diff(cuts)),

@@ -56,10 +56,17 @@ class HistoryReader:
         return positives
 
 
-def local_feed(prepared: PreparedSet, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> EpochStream:
+def local_feed(
+    prepared: PreparedSet,
+    recipe: Recipe,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    shares: Sequence[int] | None = None,
+) -> EpochStream:
     """Returns the epoch stream of worker `rank` of `world_size`, read from the prepared set by this process alone.
 
-    Its batches equal, byte for byte, those of a Ray Train worker.
+    Its batches equal, byte for byte, those of a Ray Train worker. `shares` is that of `EpochPlan.make`.
     """
 
     def read(pieces: Sequence[Piece]) -> Iterator[pa.Table]:
@@ -67,7 +74,7 @@ def local_feed(prepared: PreparedSet, recipe: Recipe, *, rank: int = 0, world_si
         return (prepared.read_columns(piece.partition, columns) for piece in pieces)
 
     num_training = [info.num_training for info in prepared.manifest.partitions]
-    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size)
+    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     return EpochStream(plan, HistoryReader(plan, sampler, recipe, read), recipe)
 

@@ -1,11 +1,14 @@
 """Data-parallel training: gradients of the workers are added, whatever the sizes of their shards."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
 
 _ONE_BUCKET_MB = 1 << 20
 
@@ -40,6 +43,37 @@ def data_parallel(module: nn.Module) -> nn.Module:
     )
     wrapped.register_comm_hook(None, lambda _, bucket: sum_gradients(bucket))
     return wrapped
+
+
+def sum_over_workers(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the sums over workers of tensors that each worker has, sent as one."""
+    if not is_group():
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    sizes = [tensor.numel() for tensor in tensors]
+    return [part.view_as(tensor) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True)]
+
+
+def copy_from_first(tensors: Sequence[Tensor]) -> None:
+    """Overwrites tensors by those of the first worker: processors of two kinds may have drawn them differently."""
+    if is_group():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def all_gather(value: Value) -> list[Value]:
+    """Returns the values of all workers, small objects, in the order of the workers; every worker must call it."""
+    if not is_group():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def rank_of_process() -> int:
+    """Returns this process's number in its group; 0 if it trains alone."""
+    return dist.get_rank() if is_group() else 0
 
 
 def is_group() -> bool:

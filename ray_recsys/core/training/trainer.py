@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.models.contract import GradientModel, TensorBatch
+from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.learner import DenseLearner, Learner, SparseLearner, is_sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,7 @@ class Trainer:
         num_epochs: Epochs to run at most; None: those of the recipe, which the schedule follows in any case.
         device: Where the model is trained.
         wrap: Makes the model data-parallel so that gradients are summed (not averaged) over workers.
+        users: The only users whose rows the model has, where the optimizer is sparse; None: all users.
     """
 
     def __init__(
@@ -118,16 +118,26 @@ class Trainer:
         num_epochs: int | None = None,
         device: torch.device | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        users: range | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, fused=True)
         self.progress = Progress()
         self.metric = deciding_metric(recipe)
-        self._loss = wrap(self.model)
+        self.learner: Learner
+        if is_sparse(recipe, splits_users=bool(model.batch_tables)):
+            users = range(model.num_users) if users is None else users
+            self.learner = SparseLearner(self.model, recipe, users)
+        else:
+            self.learner = DenseLearner(self.model, recipe, wrap)
         self._num_steps = steps_per_epoch * recipe.epochs
         self._num_epochs = num_epochs or recipe.epochs
+
+    @property
+    def users(self) -> range | None:
+        """The users whose rows this worker has, and no other one; None: every worker has all rows."""
+        return self.learner.users if isinstance(self.learner, SparseLearner) else None
 
     @property
     def is_done(self) -> bool:
@@ -142,14 +152,9 @@ class Trainer:
         if not batch.global_batch_size:
             self.progress.num_steps += 1
             return torch.zeros((), device=self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.progress.num_steps)
-        self.optimizer.zero_grad()
-        loss: Tensor = self._loss(self._to_device(batch))
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        loss = self.learner.step(batch, self.learning_rate(self.progress.num_steps))
         self.progress.num_steps += 1
-        return loss.detach()
+        return loss
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""
@@ -168,17 +173,3 @@ class Trainer:
         if best is None or (value is not None and self.metric.is_better(value, best)):
             progress.best_epoch = record.epoch
         return progress.best_epoch == record.epoch
-
-    def _to_device(self, batch: Batch) -> TensorBatch:
-        rating = None if batch.rating is None else self._tensor(batch.rating)
-        return TensorBatch(
-            self._tensor(batch.user_idx),
-            self._tensor(batch.item_idx),
-            self._tensor(batch.weight),
-            rating,
-            batch.global_batch_size,
-            None if batch.recent is None else self._tensor(batch.recent),
-        )
-
-    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)

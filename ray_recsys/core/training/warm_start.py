@@ -87,13 +87,16 @@ class Coverage:
         )
 
 
-def warm_start(model: GradientModel, source: LocationLike, prepared: PreparedSet) -> Coverage:
+def warm_start(
+    model: GradientModel, source: LocationLike, prepared: PreparedSet, own_users: range | None = None
+) -> Coverage:
     """Replaces a model's initial parameters by those of a bundle; every worker comes to the same.
 
     Args:
         model: Just built, on any device.
         source: The bundle, which `WarmStart.open` has checked.
         prepared: The set that is trained on; a partition at a time is read.
+        own_users: The users whose rows the model has; None: all.
 
     Raises:
         ArtifactError: The bundle knows none of the users and items.
@@ -115,7 +118,9 @@ def warm_start(model: GradientModel, source: LocationLike, prepared: PreparedSet
     if not (users.is_known.all() and items.is_known.all()):
         _fill_new_rows(users, items, prepared)
     found = {name: values for name, values in parameters.items() if name not in (*user_tables, *item_tables)}
-    found |= users.tables(user_tables, state) | items.tables(item_tables, state)
+    own = slice(None) if own_users is None else slice(own_users.start, own_users.stop)
+    found |= {name: rows[own] for name, rows in users.tables(user_tables, state).items()}
+    found |= items.tables(item_tables, state)
     with torch.no_grad():
         for name, parameter in state.items():
             parameter.copy_(torch.from_numpy(found[name].copy()))

@@ -4,6 +4,7 @@ Until the last step the registry's live bundle stays as it was, whatever fails.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,7 @@ from ray_recsys.core.models import item_knn
 from ray_recsys.core.models.contract import Model
 from ray_recsys.core.models.neighbours import Neighbours
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.recommending.arms import Arm, set_arm
 from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.core.training.run import Run
@@ -47,8 +49,18 @@ class GateResult(BaseModel):
         return f"{compared} (required: {self.min_ratio:g} of it)"
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The arm that a bundle becomes instead of the live version."""
+
+    arm: str
+    percent: float
+    """Part of the users."""
+    is_shadow: bool = False
+
+
 class PublishResult(BaseModel):
-    """The bundle that became live."""
+    """The bundle that was published."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,9 +90,10 @@ def publish(
     *,
     recall_run: Path | None = None,
     force: bool = False,
+    beside: Beside | None = None,
     report: Reporter = silent,
 ) -> PublishResult:
-    """Builds a bundle of a run's model, checks it and makes it live.
+    """Builds a bundle of a run's model, checks it and makes it live, or an arm beside the live one.
 
     Args:
         run: The run whose model reranks.
@@ -90,6 +103,7 @@ def publish(
         executor: Finds similar items of a large catalogue.
         recall_run: Run of another model that recalls; None: the same model recalls and reranks.
         force: Publish a model that is worse than the live one, too.
+        beside: The arm that it becomes, whatever its quality; None: it becomes the live version.
         report: Progress.
 
     Raises:
@@ -103,7 +117,7 @@ def publish(
     opened, rerank = Run.open(run), reranks.load()
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
-    if gate.is_worse and not force:
+    if gate.is_worse and not force and beside is None:
         message = f"{run}: {gate.describe()}; {home.path} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
     recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
@@ -120,8 +134,12 @@ def publish(
             refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
-        version = home.publish(staging / "bundle")
-    report(f"{version} is live in {home.path}")
+        version = home.publish(staging / "bundle", live=beside is None)
+    if beside is None:
+        report(f"{version} is live in {home.path}")
+    else:
+        set_arm(home.path, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
+        report(f"{version} is arm {beside.arm} of {home.path}, for {beside.percent:g} % of the users")
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
     return PublishResult(version=version, path=home.bundle_path(version), metrics=metrics, gate=gate, **same)

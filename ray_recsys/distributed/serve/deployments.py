@@ -15,11 +15,11 @@ from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import check_answers, read_smoke
 from ray_recsys.core.recommending.recommender import Query, Recaller, Recommender, Reranker
+from ray_recsys.serving.api import Api
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache, no_stage
 from ray_recsys.serving.live import LiveBundle
 from ray_recsys.serving.problems import overloaded, timed_out, unavailable
-from ray_recsys.serving.routes import Api
 from ray_recsys.serving.stages import Answer, LocalStages, Recalled, Stages, recall, rerank, use_one_thread
 
 LOAD_TIMEOUT_S = 300.0
