@@ -24,6 +24,7 @@ from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.executor import RayExecutor
 from ray_recsys.distributed.training import train
 from ray_recsys.progress import silent
+from ray_recsys.storage.location import LocationLike
 
 FIRST_SHARE, TARGET, METRIC = 0.9, 1 / 3, "NDCG@10"
 RECIPE = parse_recipe(
@@ -66,7 +67,7 @@ def measure(log: Path, directory: Path, recipe: Recipe, executor: Executor) -> S
         pq.write_table(part, directory / f"{name}.parquet")
         prepare([str(directory / f"{name}.parquet")], directory / name, recipe, executor)
 
-    def curve(data: str, run: str, chosen: Recipe, warm_start: Path | None = None) -> list[float]:
+    def curve(data: str, run: str, chosen: Recipe, warm_start: LocationLike | None = None) -> list[float]:
         train(directory / data, directory / run, chosen, executor, warm_start=warm_start, report=silent)
         return [record.metrics[METRIC] for record in read_progress(directory / run / LAST).records]
 
@@ -74,7 +75,7 @@ def measure(log: Path, directory: Path, recipe: Recipe, executor: Executor) -> S
     published = publish(directory / "run-first", directory / "first", directory / "registry", recipe.bundle, executor)
     cold = curve("all", "run-cold", recipe)
     short = with_values(recipe, {"train.epochs": int(recipe.train.epochs * TARGET)})
-    return Saving(cold=cold, warm=curve("all", "run-warm", short, Path(published.path)))
+    return Saving(cold=cold, warm=curve("all", "run-warm", short, published.path))
 
 
 @click.command()

@@ -1,7 +1,6 @@
 """Requests to the app over local stages, without a server and without Ray."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,9 +12,10 @@ from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache
 from ray_recsys.serving.live import LiveBundle
 from ray_recsys.serving.stages import LocalStages
+from ray_recsys.storage.location import LocationLike
 
 
-def local_api(registry: Path, limits: ServeRecipe | None = None) -> Api:
+def local_api(registry: LocationLike, limits: ServeRecipe | None = None) -> Api:
     """Returns the API of a registry's live bundle with both stages in this process."""
     cache = BundleCache(registry, Recommender)
     stages = LocalStages(cache)

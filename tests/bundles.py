@@ -10,6 +10,7 @@ from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.bundle_writer import BundleModels, build_bundle
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.storage.location import LocationLike
 
 MODEL_RECIPE = NeuMFRecipe(embedding_dim=8, mlp_layers=(16, 8), init_std=0.5)
 
@@ -41,7 +42,7 @@ def make_bundle(path: Path, prepared: PreparedSet, *, seed: int = 0, parent: str
     return manifest.version
 
 
-def publish_bundle(registry: Path, prepared: PreparedSet, *, seed: int = 0) -> str:
+def publish_bundle(registry: LocationLike, prepared: PreparedSet, *, seed: int = 0) -> str:
     """Makes a bundle of a random model and makes it live; returns its version."""
     home = Registry(registry)
     with home.staging() as staging:

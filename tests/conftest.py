@@ -1,5 +1,6 @@
 """Fixtures that every tier shares."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,15 +8,22 @@ import pytest
 from hypothesis import settings
 
 from ray_recsys.distributed.cluster import connect
+from ray_recsys.storage import cache
 from ray_recsys.storage.location import Location
-from tests.object_store import forget_clients, new_bucket, object_store, use_store
+from tests.object_store import CREDENTIALS, forget_clients, new_bucket, object_store, use_store
 
 settings.register_profile("project", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("project")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_credentials(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Gives this process, and those of Ray that it starts, credentials that are good for the test's server alone."""
+    os.environ.update(CREDENTIALS, **{cache.DIRECTORY: str(tmp_path_factory.mktemp("cache"))})
+
+
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def ray_session(no_credentials: None) -> Iterator[None]:  # noqa: ARG001 - before Ray's processes start
     """One local Ray for the whole test session; 4 logical CPUs so that trainers and Ray Data fit beside each other."""
     with connect("local", num_cpus=4):
         yield

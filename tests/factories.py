@@ -13,6 +13,18 @@ from ray_recsys.core.histories import Histories, Interactions
 from ray_recsys.core.prepared import PreparedSet, write_partition, write_prepared_manifest
 
 
+def write_log(path: Path) -> None:
+    """Writes 60 users with 12 of 30 items each, in order of time."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"user-{user:02d}", f"item-{item:02d}", 1_000_000 + 100 * user + position)
+        for user in range(60)
+        for position, item in enumerate(rng.permutation(30)[:12])
+    ]
+    names = ("user_id", "item_id", "timestamp")
+    pq.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))), path)
+
+
 def make_prepared_set(
     path: Path,
     *,

@@ -1,7 +1,6 @@
 """Commands on data: prepare a raw log, audit a prepared set, describe a prepared set."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +8,7 @@ import click
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import InputError
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.core.inspecting.describe import Description
@@ -27,7 +27,7 @@ def prepare(
     *,
     inputs: tuple[str, ...],
     more_inputs: tuple[str, ...],
-    output: Path,
+    output: Location,
     items: str | None,
     tests: tuple[str, ...],
     overwrite: bool,
@@ -70,7 +70,7 @@ def prepare(
 @click.command()
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="Directory of the prepared set.")
 @takes_invocation
-def audit(invocation: Invocation, data: Path) -> None:
+def audit(invocation: Invocation, data: Location) -> None:
     """Checks a prepared set for leakage and damage.
 
     The exit status is 2 if there is any.
@@ -90,7 +90,7 @@ def audit(invocation: Invocation, data: Path) -> None:
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="Directory of the prepared set.")
 @click.option("--html", type=OUTPUT, metavar="FILE", help="Also write an HTML page with plots.")
 @takes_invocation
-def describe(invocation: Invocation, data: Path, html: Path | None) -> None:
+def describe(invocation: Invocation, data: Location, html: Location | None) -> None:
     """Describes a prepared set.
 
     Shows sizes, density, quantiles of activity and popularity, the time range and the dropped rows.

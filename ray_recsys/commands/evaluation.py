@@ -1,12 +1,12 @@
 """Commands that judge models: evaluate, compare."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts, scalars
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.core.evaluation.result import BucketMetrics, EvaluationResult, ModelMetrics
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 def evaluate(
     invocation: Invocation,
     *,
-    models: tuple[Path, ...],
-    data: Path,
+    models: tuple[Location, ...],
+    data: Location,
     split: Literal["test", "validation"],
-    candidates: Path | None,
-    output: Path | None,
+    candidates: Location | None,
+    output: Location | None,
     two_stage: bool,
-    html: Path | None,
+    html: Location | None,
 ) -> None:
     """Ranks held-out items by one or more models, beside the baselines Popularity and Random.
 
@@ -142,10 +142,10 @@ def _two_stage_table(label: str, stages: "TwoStageResult") -> Table:
 def compare(
     invocation: Invocation,
     *,
-    data: Path,
-    recipes: tuple[Path, ...],
-    more_recipes: tuple[Path, ...],
-    output: Path,
+    data: Location,
+    recipes: tuple[Location, ...],
+    more_recipes: tuple[Location, ...],
+    output: Location,
     num_seeds: int,
     num_resamples: int,
     max_seconds: float | None,

@@ -16,6 +16,7 @@ from ray_recsys.commands.output import Table, reserved_stdout, write_tables
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import load_recipe
 from ray_recsys.progress import Reporter, StderrReporter
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.distributed.executor import RayExecutor
@@ -24,21 +25,30 @@ _OVERRIDES = "ray_recsys.overrides"
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for what `ray job submit` runs
 
 
-class OutputPath(click.ParamType[Path]):
-    """A path to write to. Inside a job it must be absolute, since a job's working directory is a temporary copy."""
+class InputLocation(click.ParamType[Location]):
+    """A path or URI to read."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Returns the absolute path."""
-        path = Path(value)
-        if _IN_JOB in os.environ and not path.is_absolute():
-            self.fail(f"{value!r} is relative, but a job runs in a temporary copy; give an absolute path", param, ctx)
-        return path.absolute()
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:  # noqa: ARG002
+        """Returns the location."""
+        return Location.of(value)
 
 
-INPUT = click.Path(path_type=Path)
-OUTPUT = OutputPath()
+class OutputLocation(InputLocation):
+    """A path or URI to write to. Inside a job a path must be absolute: a job runs in a temporary copy."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """Returns the location."""
+        if _IN_JOB in os.environ and "://" not in str(value) and not Path(value).is_absolute():
+            self.fail(
+                f"{value!r} is relative, but a job runs in a temporary copy; give an absolute path or a URI", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+INPUT = InputLocation()
+OUTPUT = OutputLocation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,11 @@ def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., 
         @click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS, or a new local one.")
         @functools.wraps(function)
         def run(
-            recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool, address: str | None, **arguments: Any
+            recipe_file: Location | None,
+            overrides: tuple[str, ...],
+            as_json: bool,
+            address: str | None,
+            **arguments: Any,
         ) -> None:
             context = click.get_current_context()
             recipe = load_recipe(recipe_file or default_recipe, [*overrides, *context.meta.get(_OVERRIDES, [])])
@@ -123,9 +137,10 @@ def recipe_option(flag: str, key: str, **attributes: Any) -> Callable[[Callable[
     return click.option(flag, expose_value=False, callback=override, **attributes)
 
 
-def live_bundle(path: Path) -> Path:
-    """Returns the path of a registry's live bundle; any other path as it is."""
+def live_bundle(location: Location) -> Location:
+    """Returns the location of a registry's live bundle; any other one as it is."""
     from ray_recsys.core.recommending.registry import CURRENT, Registry
+    from ray_recsys.storage.files import is_file
 
-    registry = Registry(path)
-    return registry.bundle_path(registry.current()) if (path / CURRENT).is_file() else path
+    registry = Registry(location)
+    return registry.locate(registry.current()) if is_file(location / CURRENT) else location

@@ -10,6 +10,7 @@ from ray_recsys.commands.invocation import OUTPUT, Invocation, recipe_option, ta
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.commands.serving import wait_for_interrupt
 from ray_recsys.errors import ClusterError
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.distributed.demo import DemoResult
@@ -41,7 +42,7 @@ def doctor(invocation: Invocation) -> None:
 @click.option("--user", "user_id", type=int, default=1, metavar="ID", help="User whose recommendations are printed.")
 @recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0 chooses a free one.")
 @takes_invocation_of(_DEMO_RECIPE)
-def demo(invocation: Invocation, *, once: bool, directory: Path, user_id: int) -> None:
+def demo(invocation: Invocation, *, once: bool, directory: Location, user_id: int) -> None:
     """Runs the whole pipeline on 100,004 MovieLens ratings.
 
     prepare → train → evaluate → publish → serve, then a request over HTTP; takes two or three minutes on 2 cores.
@@ -50,7 +51,7 @@ def demo(invocation: Invocation, *, once: bool, directory: Path, user_id: int) -
 
     with (
         invocation.connect() as executor,
-        run(directory, invocation.recipe, executor, user_id=user_id, report=invocation.report) as result,
+        run(Path(directory), invocation.recipe, executor, user_id=user_id, report=invocation.report) as result,
     ):
         invocation.answer(result, *demo_tables(result))
         if not once:

@@ -1,6 +1,5 @@
 """The command of the whole way: prepare → train → evaluate → publish as one job."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +8,7 @@ from ray_recsys.commands.evaluation import evaluation_tables
 from ray_recsys.commands.invocation import OUTPUT, Invocation, recipe_option, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.errors import WorseModelError
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.core.workflows.pipeline import PipelineResult
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Log: files, folders or URIs.")
 @click.argument("more_inputs", nargs=-1, metavar="")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Where the stages write; kept between runs.")
+@click.option(
+    "--output", type=OUTPUT, required=True, metavar="DIR", help="Directory or URI where the stages write; kept."
+)
 @click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
 @click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
 @click.option("--test", "tests", multiple=True, metavar="FILE", help="Test interactions, for split.method = given.")
@@ -31,8 +33,8 @@ def pipeline(
     *,
     inputs: tuple[str, ...],
     more_inputs: tuple[str, ...],
-    output: Path,
-    registry: Path,
+    output: Location,
+    registry: Location,
     items: str | None,
     tests: tuple[str, ...],
     force: bool,
@@ -45,15 +47,13 @@ def pipeline(
     from ray_recsys.core.workflows.pipeline import Pipeline
     from ray_recsys.distributed import training
     from ray_recsys.reports.pipeline_html import write_html
-    from ray_recsys.storage.files import write_bytes, written_file
-    from ray_recsys.storage.location import Location
+    from ray_recsys.storage.files import write_bytes
 
     with invocation.connect() as executor:
-        run = Pipeline(Location.of(output), registry, invocation.recipe, executor, training, invocation.report)
+        run = Pipeline(output, registry, invocation.recipe, executor, training, invocation.report)
         result = run.run([*inputs, *more_inputs], items=items, test=tests, force=force)
     write_bytes(result.output / "report.json", f"{result.model_dump_json(indent=2)}\n".encode())
-    with written_file(result.output / "report.html") as path:
-        write_html(result, path)
+    write_html(result, result.output / "report.html")
     invocation.answer(result, *_tables(result))
     if result.refusal is not None:
         raise WorseModelError(result.refusal, remedy="publish with --force, or lower --min-ratio")

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from ray_recsys.commands.invocation import INPUT, Invocation, takes_invocation
 from ray_recsys.commands.output import Table, facts
+from ray_recsys.storage.location import Location
 
 
 class RecipeCheck(BaseModel):
@@ -65,7 +66,9 @@ def show(invocation: Invocation, *, changed: bool) -> None:
 @click.argument("more_inputs", nargs=-1, metavar="")
 @click.option("--data", type=INPUT, metavar="DIR", help="Prepared set to compare with.")
 @takes_invocation
-def check(invocation: Invocation, *, inputs: tuple[str, ...], more_inputs: tuple[str, ...], data: Path | None) -> None:
+def check(
+    invocation: Invocation, *, inputs: tuple[str, ...], more_inputs: tuple[str, ...], data: Location | None
+) -> None:
     """Checks a recipe, against a log or a prepared set if one is given.
 
     The exit status is 2 if a key or value is wrong, or the log lacks a column. How a prepared set was made differently

@@ -1,6 +1,5 @@
 """Commands on a registry (list, show, publish, rollback, prune, end), and `ab`, which compares its arms."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +9,7 @@ from ray_recsys.commands.invocation import INPUT, Invocation, takes_invocation
 from ray_recsys.commands.output import Table, facts
 from ray_recsys.commands.serving import publish
 from ray_recsys.config.serving import BundleRecipe
+from ray_recsys.storage.location import Location
 
 if TYPE_CHECKING:
     from ray_recsys.core.evaluation.bootstrap import Interval
@@ -66,7 +66,7 @@ registry.add_command(publish)
 @registry.command("list")
 @_registry_option
 @takes_invocation
-def list_versions(invocation: Invocation, *, path: Path) -> None:
+def list_versions(invocation: Invocation, *, path: Location) -> None:
     """Lists the versions, newest first."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -80,7 +80,7 @@ def list_versions(invocation: Invocation, *, path: Path) -> None:
 @_registry_option
 @click.argument("version", required=False)
 @takes_invocation
-def show(invocation: Invocation, *, path: Path, version: str | None) -> None:
+def show(invocation: Invocation, *, path: Location, version: str | None) -> None:
     """Shows the manifest of a version, by default the live one."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -95,7 +95,7 @@ def show(invocation: Invocation, *, path: Path, version: str | None) -> None:
 @_registry_option
 @click.option("--to", metavar="VERSION", help="The version to go back to; default: the last good one.")
 @takes_invocation
-def rollback(invocation: Invocation, *, path: Path, to: str | None) -> None:
+def rollback(invocation: Invocation, *, path: Location, to: str | None) -> None:
     """Makes an older version live, after checking it."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -109,7 +109,7 @@ def rollback(invocation: Invocation, *, path: Path, to: str | None) -> None:
 @_registry_option
 @click.option("--keep", type=click.IntRange(min=1), default=5, help="Newest versions that stay.")
 @takes_invocation
-def prune(invocation: Invocation, *, path: Path, keep: int) -> None:
+def prune(invocation: Invocation, *, path: Location, keep: int) -> None:
     """Removes old versions, but never the live one, the one before it, or one that is being served."""
     from ray_recsys.core.recommending.registry import Registry
 
@@ -122,7 +122,7 @@ def prune(invocation: Invocation, *, path: Path, keep: int) -> None:
 @_registry_option
 @click.argument("arm")
 @takes_invocation
-def end(invocation: Invocation, *, path: Path, arm: str) -> None:
+def end(invocation: Invocation, *, path: Location, arm: str) -> None:
     """Ends an arm: its users get the live version again."""
     from ray_recsys.core.recommending.arms import end_arm
 
@@ -135,7 +135,7 @@ def end(invocation: Invocation, *, path: Path, arm: str) -> None:
 @click.option("--log", type=INPUT, required=True, multiple=True, metavar="FILE", help="Interactions; may be repeated.")
 @click.option("--window-days", type=click.FloatRange(0, min_open=True), default=7.0, help="From shown to chosen.")
 @takes_invocation
-def ab(invocation: Invocation, *, impressions: Path, log: tuple[Path, ...], window_days: float) -> None:
+def ab(invocation: Invocation, *, impressions: Location, log: tuple[Location, ...], window_days: float) -> None:
     """Compares the arms of an experiment: how often their users chose what they were shown."""
     from ray_recsys.core.workflows.ab import LogColumns, compare_arms
     from ray_recsys.errors import InputError
@@ -169,7 +169,7 @@ def _describe(home: "Registry", version: str) -> Version:
         return Version(version=version, state=_UNREADABLE)
     arms = [
         f"arm {arm.name} {arm.percent:g} %{' shadow' * arm.shadow}"
-        for arm in read_arms(home.path)
+        for arm in read_arms(home.location)
         if arm.version == version
     ]
     state = _LIVE if version == home.live() else ", ".join(arms) or (_GOOD if version in home.good() else "")

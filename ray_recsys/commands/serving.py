@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from pathlib import Path
 
 import click
 from pydantic import BaseModel
 
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, recipe_option, takes_invocation
 from ray_recsys.commands.output import facts
+from ray_recsys.storage.location import Location
 
 
 class Serving(BaseModel):
@@ -16,7 +16,7 @@ class Serving(BaseModel):
 
     address: str
     docs: str
-    registry: Path
+    registry: Location
 
 
 @click.command()
@@ -35,10 +35,10 @@ class Serving(BaseModel):
 def publish(
     invocation: Invocation,
     *,
-    run_path: Path,
-    data: Path,
-    registry: Path,
-    recall_run: Path | None,
+    run_path: Location,
+    data: Location,
+    registry: Location,
+    recall_run: Location | None,
     force: bool,
     arm: str | None,
     percent: float,
@@ -64,7 +64,7 @@ def publish(
             beside=None if arm is None else Beside(arm, percent, shadow),
             report=invocation.report,
         )
-    tag_published(run_path.absolute(), result.version, invocation.report)
+    tag_published(run_path, result.version, invocation.report)
     values = result.model_dump(mode="json")
     metrics, _ = values.pop("metrics", None) or {}, values.pop("gate")
     invocation.answer(result, facts(**values), *([facts("metrics", **metrics)] if metrics else []))
@@ -75,7 +75,7 @@ def publish(
 @recipe_option("--port", "serve.port", type=click.IntRange(0, 65535), help="0: any free port.  [default: 8000]")
 @recipe_option("--host", "serve.host", metavar="ADDRESS", help="0.0.0.0: all interfaces.  [default: 127.0.0.1]")
 @takes_invocation
-def serve(invocation: Invocation, *, registry: Path) -> None:
+def serve(invocation: Invocation, *, registry: Location) -> None:
     """Serves the live bundle over HTTP until Ctrl-C.
 
     The page is at /, the API's description at /docs. Newly published bundles go live automatically.
@@ -95,7 +95,7 @@ def serve(invocation: Invocation, *, registry: Path) -> None:
 @click.option("--users", type=INPUT, metavar="FILE", help="Only these users: a user_id column, or one id a line.")
 @click.option("--k", type=click.IntRange(min=1), default=10, help="Items per user.")
 @takes_invocation
-def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path | None, k: int) -> None:
+def recommend(invocation: Invocation, *, bundle: Location, output: Location, users: Location | None, k: int) -> None:
     """Recommends to all users of a bundle.
 
     Runs on the cluster and gives the same lists that HTTP gives.
@@ -120,7 +120,7 @@ def recommend(invocation: Invocation, *, bundle: Path, output: Path, users: Path
 @click.option("--input", "input_path", type=INPUT, required=True, metavar="FILE", help="Pairs: user_id, item_id.")
 @click.option("--output", type=OUTPUT, required=True, metavar="FILE", help="The same rows with a score.")
 @takes_invocation
-def score(invocation: Invocation, *, bundle: Path, input_path: Path, output: Path) -> None:
+def score(invocation: Invocation, *, bundle: Location, input_path: Location, output: Location) -> None:
     """Scores (user_id, item_id) pairs.
 
     Rows keep their order; a pair with an id that the bundle does not have gets a null score, and is counted.

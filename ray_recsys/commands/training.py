@@ -1,12 +1,11 @@
 """Commands that train models: train, tune."""
 
-from pathlib import Path
-
 import click
 
 from ray_recsys.commands.invocation import INPUT, OUTPUT, Invocation, live_bundle, takes_invocation
 from ray_recsys.commands.output import facts, scalars
 from ray_recsys.errors import InputError
+from ray_recsys.storage.location import Location
 
 
 @click.command()
@@ -17,7 +16,13 @@ from ray_recsys.errors import InputError
 @click.option("--warm-start", type=INPUT, metavar="BUNDLE", help="Begins with this bundle's (or registry's) weights.")
 @takes_invocation
 def train(
-    invocation: Invocation, *, data: Path, output: Path, resume: bool, finished: Path | None, warm_start: Path | None
+    invocation: Invocation,
+    *,
+    data: Location,
+    output: Location,
+    resume: bool,
+    finished: Location | None,
+    warm_start: Location | None,
 ) -> None:
     """Trains the recipe's model on a prepared set.
 
@@ -47,7 +52,7 @@ def train(
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="Where trials and the best recipe go.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted search.")
 @takes_invocation
-def tune(invocation: Invocation, *, data: Path, output: Path, resume: bool) -> None:
+def tune(invocation: Invocation, *, data: Location, output: Location, resume: bool) -> None:
     """Searches for a better recipe with Ray Tune.
 
     Tries values of the keys under [tune.space], by default embedding width and learning rate; stops poor trials early

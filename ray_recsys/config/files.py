@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from ray_recsys.config.messages import describe_errors
 from ray_recsys.config.recipe import DEFAULT_MODEL, Recipe
 from ray_recsys.errors import RecipeError
-from ray_recsys.storage.files import read_text
 from ray_recsys.storage.location import Location, LocationLike
 
 
@@ -23,6 +22,8 @@ def load_recipe(path: LocationLike | None = None, overrides: Sequence[str] = ())
     """
     data: dict[str, Any] = {}
     if path is not None:
+        from ray_recsys.storage.files import read_text  # noqa: PLC0415 - pyarrow, which `--help` does not need
+
         try:
             data = tomllib.loads(read_text(Location.of(path)))
         except OSError as error:

@@ -4,6 +4,7 @@ Both are processed batch by batch. All columns of a CSV file are read as text, s
 exactly as they went in; a vocabulary finds `7` and `"7"` alike.
 """
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ray_recsys.errors import DataError, EmptyDataError
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import is_file, open_input, written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 OUTPUT_ENDINGS = (".parquet", ".csv")
 _INPUT_ENDINGS = (*OUTPUT_ENDINGS, ".txt")
@@ -25,23 +27,25 @@ _BATCH_ROWS = 65_536
 class IdFile:
     """A file whose columns have been checked and whose rows have not."""
 
-    path: Path
+    path: Location
     schema: pa.Schema
 
     @classmethod
-    def open(cls, path: Path, required: Sequence[str]) -> Self:
+    def open(cls, path: LocationLike, required: Sequence[str]) -> Self:
         """Opens a file that must have the required columns; a .txt file has one column and may lack its header.
 
         Raises:
             DataError: The file is missing or unreadable, has another ending, or lacks a column.
         """
+        path = Location.of(path)
         check_ending(path, _INPUT_ENDINGS)
-        if not path.is_file():
+        if not is_file(path):
             raise DataError(
                 f"{path} does not exist or is not a file", remedy=f"give a file with columns {', '.join(required)}"
             )
         try:
-            schema = pq.read_schema(path) if path.suffix == ".parquet" else _text_schema(path, required)
+            with open_input(path) as source:
+                schema = pq.read_schema(source) if path.suffix == ".parquet" else _text_schema(path, source, required)
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
         missing = [name for name in required if name not in schema.names]
@@ -60,7 +64,7 @@ class IdFile:
         """
         try:
             if self.path.suffix == ".parquet":
-                with pq.ParquetFile(self.path) as file:
+                with open_input(self.path) as source, pq.ParquetFile(source) as file:
                     yield from file.iter_batches(_BATCH_ROWS)
             elif self.schema.names:
                 yield from self._text_batches()
@@ -88,22 +92,23 @@ class IdFile:
         parse = pacsv.ParseOptions(delimiter="\t" if self.path.suffix == ".txt" else ",")
         convert = pacsv.ConvertOptions(column_types=self.schema)
         try:
-            with pacsv.open_csv(self.path, read, parse, convert) as reader:
+            with open_input(self.path) as source, pacsv.open_csv(source, read, parse, convert) as reader:
                 yield from reader
         except pa.ArrowInvalid as error:
             if "Empty CSV file" not in str(error):
                 raise
 
 
-def check_ending(path: Path, endings: Sequence[str]) -> None:
+def check_ending(path: LocationLike, endings: Sequence[str]) -> None:
     """Checks a file's ending.
 
     Raises:
         DataError: It is not one of `endings`.
     """
-    if path.suffix not in endings:
+    ending = Location.of(path).suffix
+    if ending not in endings:
         raise DataError(
-            f"{path} has {f'ending {path.suffix!r}' if path.suffix else 'no ending'}",
+            f"{path} has {f'ending {ending!r}' if ending else 'no ending'}",
             remedy=f"give a file that ends in {' or '.join(endings)}",
         )
 
@@ -121,7 +126,7 @@ def check_no_nulls(column: pa.ChunkedArray, source: str) -> None:
         )
 
 
-def write_table_file(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+def write_table_file(path: LocationLike, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Writes batches to a Parquet or CSV file and returns the number of rows.
 
     An existing file is replaced once all batches have been written, or not at all.
@@ -131,26 +136,28 @@ def write_table_file(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordB
         schema: Schema of every batch.
         batches: Consumed one at a time.
     """
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    num_rows = 0
-    with atomic_file(path) as unfinished, _open_writer(unfinished, path.suffix, schema) as writer:
+    location, num_rows = Location.of(path), 0
+    with written_file(location) as unfinished, _open_writer(unfinished, location.suffix, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
             num_rows += batch.num_rows
     return num_rows
 
 
-def _first_line(path: Path) -> str:
-    with path.open(encoding="utf8") as file:
-        return file.readline().strip()
+def _first_line(path: Location) -> str:
+    with open_input(path) as source:
+        return _read_line(source).decode("utf8").strip()
 
 
-def _text_schema(path: Path, required: Sequence[str]) -> pa.Schema:
+def _read_line(source: pa.NativeFile) -> bytes:
+    line: bytes = io.TextIOWrapper(source, "latin1", newline="\n").readline().encode("latin1")
+    return line
+
+
+def _text_schema(path: Location, source: pa.NativeFile, required: Sequence[str]) -> pa.Schema:
     if path.suffix == ".txt":
         return pa.schema([(required[0], pa.string())])
-    with path.open("rb") as file:
-        header = file.readline()
+    header = _read_line(source)
     names = pacsv.read_csv(pa.py_buffer(header)).column_names if header.strip() else []
     return pa.schema([(name, pa.string()) for name in names])
 

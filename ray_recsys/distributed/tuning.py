@@ -117,8 +117,7 @@ def tune(
 def _write_report(file: Location, trials: list[Trial], recipe: Recipe, report: Reporter) -> None:
     """Writes the page of a search; says why if plots are not possible here."""
     try:
-        with written_file(file) as path:
-            write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, path)
+        write_html(trials, deciding_metric(recipe.train).label, recipe.train.epochs, file)
     except InputError as error:
         report(f"no {file.name}: {error}")
 

@@ -2,27 +2,27 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray_recsys.core.evaluation.comparison import Comparison, RecipeResult
 from ray_recsys.reports.comparison_tables import comparison_tables, facts
 from ray_recsys.reports.evaluation_html import LINES, draw_buckets
 from ray_recsys.reports.page import Plot, cards, figure, header, table, text, write_page
+from ray_recsys.storage.location import Location, LocationLike
 
 _STYLES = ("-", "--", ":")
 
 
-def write_html(comparison: Comparison, path: Path) -> None:
+def write_html(comparison: Comparison, path: LocationLike) -> None:
     """Writes the page; an existing file is replaced once the new one is complete.
 
     Raises:
         InputError: Matplotlib is not installed.
     """
-    write_page(path, f"Comparison: {path.parent.name}", lambda plot: _body(comparison, path, plot))
+    write_page(path, f"Comparison: {Location.of(path).parent.name}", lambda plot: _body(comparison, path, plot))
 
 
-def _body(comparison: Comparison, path: Path, plot: Plot) -> list[str]:
+def _body(comparison: Comparison, path: LocationLike, plot: Plot) -> list[str]:
     best = comparison.recipes[0]
     value = best.metrics[comparison.main_metric]
     figures = {
@@ -36,7 +36,7 @@ def _body(comparison: Comparison, path: Path, plot: Plot) -> list[str]:
         f"<h2>{text(part.title)}</h2>{table(part.header, part.rows)}" for part in comparison_tables(comparison)
     )
     return [
-        header("Comparison of recipes", str(path.parent)),
+        header("Comparison of recipes", str(Location.of(path).parent)),
         cards(figures),
         f"<p>{text(facts(comparison))}</p>",
         quality,

@@ -8,9 +8,10 @@ from typing import Any
 
 from ray_recsys.core.inspecting.describe import DAY_S, Description, Spread
 from ray_recsys.reports.page import COLOR, Plot, cards, figure, header, table, write_page
+from ray_recsys.storage.location import LocationLike
 
 
-def write_html(description: Description, path: Path) -> None:
+def write_html(description: Description, path: LocationLike) -> None:
     """Writes the page; an existing file is replaced once the new one is complete.
 
     Raises:

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray_recsys.core.evaluation.result import BucketMetrics, EvaluationResult, ModelMetrics
 from ray_recsys.core.evaluation.two_stage import TwoStageResult
 from ray_recsys.reports.page import COLOR, Plot, cards, figure, header, table, write_page
+from ray_recsys.storage.location import Location, LocationLike
 
 _INTERVAL = 1.96  # standard errors on either side: 95 % of a normal distribution
 _OTHERS = "#8a979d"
 LINES = (COLOR, "#b4502d", "#5d8a3a", "#7a5c99", "#a6841f", _OTHERS)
 
 
-def write_html(result: EvaluationResult, data: Path, path: Path) -> None:
+def write_html(result: EvaluationResult, data: LocationLike, path: LocationLike) -> None:
     """Writes the page; an existing file is replaced once the new one is complete.
 
     Args:
@@ -25,10 +25,10 @@ def write_html(result: EvaluationResult, data: Path, path: Path) -> None:
     Raises:
         InputError: Matplotlib is not installed.
     """
-    write_page(path, f"Evaluation on {data.name}", lambda plot: _body(result, data, plot))
+    write_page(path, f"Evaluation on {Location.of(data).name}", lambda plot: _body(result, data, plot))
 
 
-def _body(result: EvaluationResult, data: Path, plot: Plot) -> list[str]:
+def _body(result: EvaluationResult, data: LocationLike, plot: Plot) -> list[str]:
     labels = list(dict.fromkeys(label for model in result.models.values() for label in model.metrics))
     figures = {
         "split": result.split,

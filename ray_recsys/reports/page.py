@@ -7,11 +7,11 @@ import html
 import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ray_recsys.errors import InputError
-from ray_recsys.storage.files import atomic_file
+from ray_recsys.storage.files import write_bytes
+from ray_recsys.storage.location import Location, LocationLike
 
 COLOR, _GRID = "#2f6f8f", "#d8dee2"
 _STYLE = """
@@ -42,7 +42,7 @@ Draw = Callable[[Any], None]
 Plot = Callable[[Draw], str]
 
 
-def write_page(path: Path, title: str, body: Callable[[Plot], Sequence[str]]) -> None:
+def write_page(path: LocationLike, title: str, body: Callable[[Plot], Sequence[str]]) -> None:
     """Writes a page; an existing file is replaced once the new one is complete.
 
     Args:
@@ -59,9 +59,7 @@ def write_page(path: Path, title: str, body: Callable[[Plot], Sequence[str]]) ->
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n<body>" + "\n".join(parts) + "</body></html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as unfinished:
-        unfinished.write_text(content, encoding="utf8")
+    write_bytes(Location.of(path), content.encode())
 
 
 def require_matplotlib() -> tuple[Any, Any]:

@@ -1,13 +1,12 @@
 """A run of the pipeline as one self-contained HTML page: what is live, what the stages did, and the test metrics."""
 
-from pathlib import Path
-
 from ray_recsys.core.workflows.pipeline import PipelineResult
 from ray_recsys.core.workflows.stage_records import StageRecord
 from ray_recsys.reports.page import cards, header, table, write_page
+from ray_recsys.storage.location import LocationLike
 
 
-def write_html(result: PipelineResult, path: Path) -> None:
+def write_html(result: PipelineResult, path: LocationLike) -> None:
     """Writes the page; an existing file is replaced once the new one is complete."""
     write_page(path, f"Pipeline: {result.output.name}", lambda _: _body(result))
 

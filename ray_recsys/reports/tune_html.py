@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ray_recsys.core.training.trials import Trial
 from ray_recsys.reports.page import COLOR, Plot, cards, figure, header, table, write_page
+from ray_recsys.storage.location import Location, LocationLike
 
 _COLORS = "viridis"
 
 
-def write_html(trials: Sequence[Trial], label: str, epochs: int, path: Path) -> None:
+def write_html(trials: Sequence[Trial], label: str, epochs: int, path: LocationLike) -> None:
     """Writes the page; an existing file is replaced once the new one is complete.
 
     Args:
@@ -23,10 +23,10 @@ def write_html(trials: Sequence[Trial], label: str, epochs: int, path: Path) -> 
     Raises:
         InputError: Matplotlib is not installed.
     """
-    write_page(path, f"Search: {path.parent.name}", lambda plot: _body(trials, label, epochs, path, plot))
+    write_page(path, f"Search: {Location.of(path).parent.name}", lambda plot: _body(trials, label, epochs, path, plot))
 
 
-def _body(trials: Sequence[Trial], label: str, epochs: int, path: Path, plot: Plot) -> list[str]:
+def _body(trials: Sequence[Trial], label: str, epochs: int, path: LocationLike, plot: Plot) -> list[str]:
     best, spent = trials[0], sum(trial.num_epochs for trial in trials)
     measured = [trial for trial in trials if trial.error is None and label in trial.metrics]
     figures = {
@@ -49,7 +49,7 @@ def _body(trials: Sequence[Trial], label: str, epochs: int, path: Path, plot: Pl
         for trial in trials
     ]
     return [
-        header("Search over recipes", str(path.parent)),
+        header("Search over recipes", str(Location.of(path).parent)),
         cards(figures),
         '<h2>Trials</h2><div class="grid">',
         *_figures(measured, label, keys, plot),

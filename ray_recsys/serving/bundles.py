@@ -5,7 +5,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from ray_recsys.core.recommending.arms import MAX_ARMS, Arm, read_arms
@@ -13,7 +12,8 @@ from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import Stage, check_answers, check_bundle, read_smoke
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.errors import InputError, RegistryError
-from ray_recsys.storage.locks import Hold
+from ray_recsys.storage.location import LocationLike
+from ray_recsys.storage.locks import Hold, NoHold
 
 NUM_KEPT = 2 + MAX_ARMS  # the live version, the previous one for requests in flight, and the arms
 S = TypeVar("S", bound=Stage | None)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class _Opened(Generic[S]):
     bundle: Bundle
     stage: S
-    hold: Hold
+    hold: Hold | NoHold
     """Keeps the version from being pruned."""
 
 
@@ -33,7 +33,7 @@ def no_stage(_: Bundle) -> None:
     """Builds nothing: for an ingress whose stages run elsewhere."""
 
 
-def usable_version(registry: Path) -> str:
+def usable_version(registry: LocationLike) -> str:
     """Returns the version that a server of this registry starts with; see `BundleCache.open_usable`."""
     return BundleCache(registry, no_stage).open_usable().version
 
@@ -50,7 +50,7 @@ class BundleCache(Generic[S]):
         num_kept: Versions that stay open.
     """
 
-    def __init__(self, registry: Path, build: Callable[[Bundle], S], *, num_kept: int = NUM_KEPT) -> None:
+    def __init__(self, registry: LocationLike, build: Callable[[Bundle], S], *, num_kept: int = NUM_KEPT) -> None:
         self._registry, self._build, self._num_kept = Registry(registry), build, num_kept
         self._opened: OrderedDict[str, _Opened[S]] = OrderedDict()
         self._opening = asyncio.Lock()
@@ -71,7 +71,7 @@ class BundleCache(Generic[S]):
         Raises:
             RegistryError: They cannot be read.
         """
-        return read_arms(self._registry.path)
+        return read_arms(self._registry.location)
 
     def open_usable(self) -> Bundle:
         """Returns the live bundle, or the last good one if the live one is damaged or fails its check.
@@ -130,7 +130,7 @@ class BundleCache(Generic[S]):
             return opened
         if isinstance(error, InputError):
             raise error
-        raise RegistryError(f"{self._registry.path}: CURRENT cannot be read ({error})") from error
+        raise RegistryError(f"{self._registry.location}: CURRENT cannot be read ({error})") from error
 
     def _load(self, version: str) -> _Opened[S]:
         if version not in self._opened:

@@ -222,12 +222,6 @@ def delete_tree(location: Location) -> None:
     if location.is_local:
         shutil.rmtree(location, ignore_errors=True)
         return
-    if has_conditional_put(location):
-        store, path = open_store(location)
-        with explained(location, "delete"):
-            for chunk in obstore.list(store, f"{path}/"):
-                obstore.delete(store, [found["path"] for found in chunk])
-        return
     filesystem, path = location.resolve()
     with explained(location, "delete"), suppress(FileNotFoundError):
         filesystem.delete_dir(path)

@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import fsspec
-import pyarrow as pa
-import pyarrow.fs as pafs
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from ray_recsys.errors import AccessError
+
+if TYPE_CHECKING:  # imported where they are needed: `--help` is quick
+    import pyarrow.fs as pafs
 
 _S3_OPTIONS = ("endpoint_override", "scheme", "region")
 _S3_ATTEMPTS = 5  # of each request, with exponential backoff
@@ -101,12 +101,14 @@ class Location:
         """The folder that it is in."""
         return type(self)(str(PurePosixPath(self.path).parent), self.scheme, self.query)
 
-    def resolve(self) -> tuple[pafs.FileSystem, str]:
+    def resolve(self) -> "tuple[pafs.FileSystem, str]":
         """Returns a filesystem, one a process, and the path in it.
 
         Raises:
             AccessError: Neither pyarrow nor fsspec supports the scheme.
         """
+        import pyarrow.fs as pafs
+
         if self.is_local:
             return pafs.LocalFileSystem(), self.path
         root, _, rest = self.path.partition("/")
@@ -115,18 +117,20 @@ class Location:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Lets models hold locations: a string wherever they are dumped, which reads back as the same location."""
-        return core_schema.no_info_plain_validator_function(
-            cls.of, serialization=core_schema.plain_serializer_function_ser_schema(str)
-        )
+        """Lets pydantic's models hold locations; they are dumped as strings."""
+        return core_schema.no_info_plain_validator_function(cls.of, serialization=core_schema.to_string_ser_schema())
 
 
 LocationLike: TypeAlias = str | os.PathLike[str] | Location
 
 
 @lru_cache(maxsize=64)
-def _filesystem(scheme: str, root: str, query: str) -> tuple[pafs.FileSystem, str]:
+def _filesystem(scheme: str, root: str, query: str) -> "tuple[pafs.FileSystem, str]":
     """Returns the filesystem of a bucket, or of a server, and the path of its root in the filesystem."""
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.fs as pafs
+
     if scheme == "s3":
         return _s3_filesystem(root, s3_options(query)), root
     uri = f"{scheme}://{root}/" + (f"?{query}" if query else "")
@@ -163,7 +167,9 @@ def s3_options(query: str) -> Mapping[str, str]:
     return {name: value for name, value in (("endpoint", endpoint), ("region", region)) if value}
 
 
-def _s3_filesystem(bucket: str, options: Mapping[str, str]) -> pafs.S3FileSystem:
+def _s3_filesystem(bucket: str, options: Mapping[str, str]) -> "pafs.S3FileSystem":
+    import pyarrow.fs as pafs
+
     scheme, _, host = options.get("endpoint", "").partition("://")
     return pafs.S3FileSystem(
         endpoint_override=host or None,

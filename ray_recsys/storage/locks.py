@@ -22,3 +22,10 @@ class Hold:
         except OSError:
             self.release()
             raise
+
+
+class NoHold:
+    """Stands for a hold where nothing needs one."""
+
+    def release(self) -> None:
+        """Does nothing."""

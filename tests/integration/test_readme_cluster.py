@@ -1,8 +1,8 @@
 """The README's cluster commands work as they are written, in an empty shell.
 
-Only what two clusters on one machine cannot share, and where data are, is substituted: `/mnt`; the port in the serve
-configuration; options of `ray start --head` for its ports and temporary directory, and variables that tell clients of
-those ports.
+Only what two clusters on one machine cannot share, and the bucket, are substituted: the port of the configuration,
+options of `ray start --head` for its ports and temporary directory, and variables that tell clients of those ports. The
+log is in the bucket of an S3-compatible server, and so is all that the commands write.
 """
 
 import json
@@ -23,8 +23,12 @@ import pytest
 
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.environment import free_ports
+from ray_recsys.storage.cache import DIRECTORY
+from ray_recsys.storage.files import list_folder, upload
+from ray_recsys.storage.location import Location
 from tests.contracts import ROOT
-from tests.factories import make_prepared_set
+from tests.factories import write_log
+from tests.object_store import CREDENTIALS
 from tests.ray_heads import head_options, proxy_ports
 
 pytestmark = pytest.mark.ray
@@ -37,8 +41,9 @@ def cluster_commands(readme: str) -> str:
     return str(blocks[0])
 
 
-def test_the_cluster_commands_work_in_an_empty_shell(tmp_path: Path) -> None:
-    make_prepared_set(tmp_path / "prepared")
+def test_the_cluster_commands_work_in_an_empty_shell(tmp_path: Path, bucket: Location) -> None:
+    write_log(tmp_path / "log.parquet")
+    upload(tmp_path / "log.parquet", bucket / "logs" / "log.parquet")
     serve_port, dashboard_port = free_ports(2)
     config = tmp_path / "serve_config.yaml"
     config.write_text((ROOT / "serve_config.yaml").read_text().replace("port: 8000", f"port: {serve_port}"))
@@ -46,7 +51,7 @@ def test_the_cluster_commands_work_in_an_empty_shell(tmp_path: Path) -> None:
         commands = cluster_commands((ROOT / "README.md").read_text(encoding="utf8"))
         for old, new in (
             ("ray start --head", " ".join(["ray start --head", *head_options(dashboard_port, temporary)])),
-            ("/mnt", str(tmp_path)),
+            ("s3://my-bucket/recsys", str(bucket)),
             ("serve_config.yaml", str(config)),
         ):
             assert old in commands
@@ -58,6 +63,7 @@ def test_the_cluster_commands_work_in_an_empty_shell(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),  # as if this checkout were installed
             "RAY_API_SERVER_ADDRESS": address,  # where `ray job submit` and `serve deploy` would find port 8265
             "RAY_DASHBOARD_ADDRESS": address,
+            **{name: os.environ[name] for name in (*CREDENTIALS, "AWS_ENDPOINT_URL", DIRECTORY)},
             **proxy_ports(),
         }
         shell = ["bash", "-euo", "pipefail", "-c", commands]
@@ -65,7 +71,8 @@ def test_the_cluster_commands_work_in_an_empty_shell(tmp_path: Path) -> None:
             shell, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        user_id = Registry(tmp_path / "registry").open().users.id_of(0)
+        assert set(list_folder(bucket)) == {"logs", "prepared", "run", "registry"}
+        user_id = Registry(bucket / "registry").open().users.id_of(0)
         assert len(ask(serve_port, user_id)["items"]) == 10
 
 

@@ -13,6 +13,7 @@ from ray_recsys.cli import TRACEBACK_VARIABLE, cli, main
 from ray_recsys.commands.invocation import OUTPUT, Invocation, recipe_option, takes_invocation
 from ray_recsys.commands.output import facts
 from ray_recsys.errors import DataError, StageError
+from ray_recsys.storage.location import Location
 
 Probe = Callable[[Callable[..., None]], None]
 _SUBCOMMAND = {"registry": ["list"], "recipe": ["show"]}
@@ -179,7 +180,7 @@ def test_a_job_writes_to_absolute_paths_only(
 
 
 def test_outputs_are_made_absolute_elsewhere() -> None:
-    assert OUTPUT.convert("runs/1", None, None) == Path.cwd() / "runs" / "1"
+    assert OUTPUT.convert("runs/1", None, None) == Location.of(Path.cwd() / "runs" / "1")
 
 
 def test_a_closed_pipe_is_no_failure() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ray_recsys.config import Recipe
+from ray_recsys.config import NeuMFRecipe, Recipe
 from ray_recsys.config.files import parse_recipe
 from ray_recsys.core.evaluation.bootstrap import user_weights
 from ray_recsys.core.evaluation.comparison import Comparison
@@ -115,6 +115,19 @@ def test_a_run_of_another_recipe_is_refused(prepared: PreparedSet, tmp_path: Pat
     compare(prepared.path, tmp_path / "out", one, TERMS, SerialExecutor(), **options)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match=r"model\.shrinkage = 0\.0, now 9\.0"):
         compare(prepared.path, tmp_path / "out", other, TERMS, SerialExecutor(), **options)  # type: ignore[arg-type]
+
+
+def test_a_budget_holds_for_all_stages_together() -> None:
+    staged = parse_recipe(
+        {"model": {"name": "neumf", "pretrain": {"gmf": {}, "mlp": {}}}, "train": {"refit": True}}, "x"
+    )
+    alike = comparing._alike(staged, TERMS, 7, max_seconds=90.0)
+    assert isinstance(alike.model, NeuMFRecipe)
+    assert alike.model.pretrain is not None
+    stages = (alike, alike.model.pretrain.gmf, alike.model.pretrain.mlp)
+    assert [stage.train.max_time_s for stage in stages if stage is not None] == [30.0] * 3
+    assert (alike.seed, alike.train.refit, alike.cluster) == (7, False, TERMS.cluster)
+    assert comparing._alike(staged, TERMS, 7, max_seconds=None).train.max_time_s is None
 
 
 def test_the_reports_show_every_recipe(compared: tuple[Path, Comparison]) -> None:

@@ -87,7 +87,9 @@ def go(tmp_path: Path, log: Path) -> Go:
     def run(recipe: dict[str, Any], trainer: FitTrainer | None = None, *, force: bool = False) -> PipelineResult:
         parsed = parse_recipe({**recipe, "prepare": {"num_partitions": 2, **recipe.get("prepare", {})}}, "test")
         output, registry = tmp_path / "out", tmp_path / "registry"
-        pipeline = Pipeline(Location.of(output), registry, parsed, SerialExecutor(), trainer or FitTrainer(), silent)
+        pipeline = Pipeline(
+            Location.of(output), Location.of(registry), parsed, SerialExecutor(), trainer or FitTrainer(), silent
+        )
         return pipeline.run([str(log)], force=force)
 
     return run

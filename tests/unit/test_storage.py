@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from ray_recsys.errors import AccessError, ConflictError, IntegrityError, StorageError
 from ray_recsys.storage import location
@@ -26,6 +27,10 @@ from ray_recsys.storage.pointers import create_file, read_pointer, replace_point
 from tests.object_store import Faults, faulty, first, forget_clients, use_store
 
 
+class Holder(BaseModel):
+    at: Location
+
+
 def test_a_path_and_a_uri_print_as_they_were_given(tmp_path: Path) -> None:
     assert str(Location.of(tmp_path) / "a" / "b.txt") == f"{tmp_path}/a/b.txt"
     assert Location.of(f"file://{tmp_path}/x%20y") == Location.of(tmp_path / "x y")
@@ -33,6 +38,8 @@ def test_a_path_and_a_uri_print_as_they_were_given(tmp_path: Path) -> None:
     assert str(given / "1") == "s3://bucket/runs/1?endpoint_override=127.0.0.1:9000&scheme=http"
     assert (given.name, given.parent.path, (given / "x.csv").suffix) == ("runs", "bucket", ".csv")
     assert pickle.loads(pickle.dumps(given)) == given
+    assert Holder.model_validate(Holder(at=given).model_dump()).at == given
+    assert Holder.model_validate_json(Holder(at=given).model_dump_json()).at == given
     with pytest.raises(TypeError, match="s3://bucket"):
         Path(given)
 

@@ -9,7 +9,6 @@ Shapes: L lists, n candidates in all.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -25,6 +24,7 @@ from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.table_files import IdFile
 from ray_recsys.core.vocabulary import Lookup, Vocabulary
 from ray_recsys.errors import DataError, EmptyDataError
+from ray_recsys.storage.location import LocationLike
 
 COLUMNS = ("user_id", "item_id", "label")
 _MAX_SCORES = 1 << 22  # padded candidates held at once
@@ -52,7 +52,7 @@ class CandidateLists:
     num_skipped: int
 
     @classmethod
-    def read(cls, path: Path, prepared: PreparedSet) -> Self:
+    def read(cls, path: LocationLike, prepared: PreparedSet) -> Self:
         """Returns the lists of a file with the columns user_id, item_id and label (1: held out, 0: not).
 
         Args:
@@ -139,7 +139,7 @@ class CandidateLists:
         )
 
 
-def _labels(column: pa.ChunkedArray, path: Path) -> Bools:
+def _labels(column: pa.ChunkedArray, path: LocationLike) -> Bools:
     try:
         labels = column.cast(pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -152,7 +152,7 @@ def _labels(column: pa.ChunkedArray, path: Path) -> Bools:
     return is_held_out
 
 
-def _check_distinct(codes: Int64s, item_ids: pa.Array, user_ids: pa.Array, path: Path) -> None:
+def _check_distinct(codes: Int64s, item_ids: pa.Array, user_ids: pa.Array, path: LocationLike) -> None:
     items = item_ids.dictionary_encode()
     keys = codes * len(items.dictionary) + items.indices.to_numpy()
     distinct, counts = np.unique(keys, return_counts=True)

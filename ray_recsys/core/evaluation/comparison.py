@@ -178,19 +178,21 @@ class Comparison(BaseModel):
         """Returns the comparison of the recipes of groups of cells, a group per recipe."""
         terms, evaluation = groups[0][0].terms, groups[0][0].evaluation
         main = main_metric(terms.evaluate)
-        ranked = sorted(groups, key=lambda cells: -RecipeResult.of(cells).metrics[main].value)
+        ranked = sorted(
+            ((RecipeResult.of(cells), cells) for cells in groups), key=lambda pair: -pair[0].metrics[main].value
+        )
         return cls(
             terms=terms,
             data=data,
             protocol=evaluation.protocol,
             num_users=evaluation.num_users,
             num_eligible_users=evaluation.num_eligible_users,
-            recipes=tuple(RecipeResult.of(cells) for cells in ranked),
+            recipes=tuple(result for result, _ in ranked),
             baselines={
                 label: {name: Interval.of(model.metrics[name], np.array(of)) for name, of in model.resampled.items()}
                 for label, model in baselines.models.items()
             },
-            differences=tuple(Difference.of(better, worse) for better, worse in combinations(ranked, 2)),
+            differences=tuple(Difference.of(better, worse) for (_, better), (_, worse) in combinations(ranked, 2)),
             main_metric=main,
         )
 

@@ -92,7 +92,7 @@ def recent_popularity_of(prepared: PreparedSet, half_life_days: float, executor:
         DataError: The data have no times.
     """
     task, num_parts = partial(_decayed_counts, prepared, half_life_days), len(prepared.manifest.partitions)
-    parts = map_in_order(executor, task, num_parts, stage=f"counting recent interactions of {prepared.path}")
+    parts = map_in_order(executor, task, num_parts, stage=f"counting recent interactions of {prepared.location}")
     latest_s = max((part_latest_s for part_latest_s, _, _ in parts), default=0)
     counts = np.zeros(prepared.manifest.num_items)
     for part_latest_s, items, part_counts in parts:
@@ -105,7 +105,7 @@ def _decayed_counts(prepared: PreparedSet, half_life_days: float, partition: int
     training = prepared.read_partition(partition).training
     if training.timestamp_s is None:
         raise DataError(
-            f"model.half_life_days = {half_life_days:g}: {prepared.path} has no times",
+            f"model.half_life_days = {half_life_days:g}: {prepared.location} has no times",
             remedy="leave it out, or prepare the log with input.timestamp_column",
         )
     latest_s = int(training.timestamp_s.max(initial=0))

@@ -53,7 +53,7 @@ _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s", "train.max_time_s")
+_FREE_KEYS = ("train.checkpoint_every_s",)
 """Keys of these sections that may change too."""
 
 

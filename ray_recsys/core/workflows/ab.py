@@ -10,7 +10,6 @@ Users are read in groups by a hash of their id, so that one group of impressions
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,8 @@ from ray_recsys.core.arrays import Bools, Float64s, Int64s
 from ray_recsys.core.evaluation.bootstrap import Interval, ResampledSums, user_weights
 from ray_recsys.core.executor import Executor
 from ray_recsys.errors import DataError
+from ray_recsys.storage.files import is_file
+from ray_recsys.storage.location import Location, LocationLike
 
 NUM_RESAMPLES = 1000
 IMPRESSIONS_PER_GROUP = 200_000
@@ -78,8 +79,8 @@ class LogColumns:
 
 
 def compare_arms(
-    impressions: Path,
-    log: Sequence[Path],
+    impressions: LocationLike,
+    log: Sequence[LocationLike],
     columns: LogColumns,
     executor: Executor,
     *,
@@ -151,8 +152,8 @@ def _mean(groups: Sequence[_Group], arm: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _ReadGroup:
-    impressions: Path
-    log: tuple[Path, ...]
+    impressions: LocationLike
+    log: tuple[LocationLike, ...]
     columns: LogColumns
     num_groups: int
     window_days: float
@@ -238,13 +239,17 @@ def _microseconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.multiply(times.cast(pa.float64()), 1e6).cast(pa.int64(), safe=False)
 
 
-def _dataset(paths: Sequence[Path], columns: Sequence[str]) -> ds.Dataset:
+def _dataset(paths: Sequence[LocationLike], columns: Sequence[str]) -> ds.Dataset:
+    locations = [Location.of(path) for path in paths]
     try:
-        if len(paths) == 1 and paths[0].is_dir():
-            dataset = ds.dataset(paths[0], format="parquet", partitioning="hive", ignore_prefixes=["."])
+        filesystem, first = locations[0].resolve()
+        if len(locations) == 1 and not is_file(locations[0]):
+            dataset = ds.dataset(
+                first, format="parquet", filesystem=filesystem, partitioning="hive", ignore_prefixes=["."]
+            )
         else:
-            kind = "csv" if paths[0].suffix == ".csv" else "parquet"
-            dataset = ds.dataset([str(path) for path in paths], format=kind)
+            kind = "csv" if locations[0].suffix == ".csv" else "parquet"
+            dataset = ds.dataset([at.resolve()[1] for at in locations], format=kind, filesystem=filesystem)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{paths[0]} cannot be read ({error})") from error
     missing = [name for name in columns if name not in dataset.schema.names]

@@ -5,7 +5,6 @@ The users are divided into units that run as independent tasks (see `evaluation_
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,18 +29,19 @@ from ray_recsys.core.workflows.evaluation_units import MEAN_RATING, GivenLists, 
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, EmptyDataError, InputError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import LocationLike
 
 
 def evaluate(
-    models: Sequence[Path],
+    models: Sequence[LocationLike],
     prepared: PreparedSet,
     recipe: EvaluateRecipe,
     executor: Executor,
     *,
     seed: int,
     split: Split = "test",
-    candidates: Path | None = None,
-    output: Path | None = None,
+    candidates: LocationLike | None = None,
+    output: LocationLike | None = None,
     two_stage: bool = False,
     baselines: bool = True,
     num_resamples: int = 0,
@@ -122,13 +122,13 @@ def _metrics(total: UnitResult, frame: Frame | None, num_training_users: int) ->
     }
 
 
-def _check_goes_with_candidates(output: Path | None, *, two_stage: bool) -> None:
+def _check_goes_with_candidates(output: LocationLike | None, *, two_stage: bool) -> None:
     if output is not None or two_stage:
         option = "--output" if output is not None else "--two-stage"
         raise InputError(f"{option} and --candidates exclude each other", remedy="leave one of them out")
 
 
-def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -> list[TrainedModel]:
+def _open(models: Sequence[LocationLike], prepared: PreparedSet, *, allow_refit: bool) -> list[TrainedModel]:
     opened = [TrainedModel.open(path) for path in models]
     for model in opened:
         model.check_fits(prepared)
@@ -140,7 +140,7 @@ def _open(models: Sequence[Path], prepared: PreparedSet, *, allow_refit: bool) -
     return opened
 
 
-def _read_lists(path: Path, prepared: PreparedSet, report: Reporter) -> CandidateLists:
+def _read_lists(path: LocationLike, prepared: PreparedSet, report: Reporter) -> CandidateLists:
     lists = CandidateLists.read(path, prepared)
     report(f"{lists.num_lists:,} candidate lists, {lists.users.num_unknown:,} of them of unknown users")
     return lists
@@ -182,7 +182,7 @@ def _labelled(models: Sequence[TrainedModel]) -> dict[str, TrainedModel]:
     return {label if labels.count(label) == 1 else f"{label} ({model.path.name})": model for label, model in pairs}
 
 
-def _run(work: Work, executor: Executor, stage: str, output: Path | None, report: Reporter) -> UnitResult:
+def _run(work: Work, executor: Executor, stage: str, output: LocationLike | None, report: Reporter) -> UnitResult:
     """Returns the result over all users; with an output, units come in order and are written as they do."""
     total = UnitResult()
 

@@ -11,7 +11,6 @@ end of a run that gets as far as the gate.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -79,7 +78,7 @@ class PipelineResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     output: Location
-    registry: Path
+    registry: Location
     prepared: Location
     run: Location
     """The run that is published, or would be."""
@@ -99,7 +98,7 @@ class Pipeline:
     """One run of the pipeline: its parameters, and what its stages have done so far."""
 
     output: Location
-    registry: Path
+    registry: Location
     recipe: Recipe
     executor: Executor
     trainer: Trainer
@@ -189,7 +188,7 @@ class Pipeline:
 
         def make() -> None:
             opened = PreparedSet.open(data)
-            measured = evaluate([Path(run)], opened, recipe, self.executor, seed=self.recipe.seed, report=self.report)
+            measured = evaluate([run], opened, recipe, self.executor, seed=self.recipe.seed, report=self.report)
             results.append(measured.model_dump(mode="json"))
 
         self.stages.go("evaluate", made_from, make, lambda: results[-1], status="skipped" if results else "ran")
@@ -223,13 +222,11 @@ class Pipeline:
         if gate.is_worse and not force:
             refused = {"gate": gate.model_dump(mode="json"), "live": home.live()}
             self.stages.go("publish", made_from, lambda: None, lambda: refused, status="refused")
-            return gate, f"{run}: {gate.describe()}; {home.path} keeps {home.live()}"
+            return gate, f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         results: list[dict[str, Any]] = []
 
         def make() -> None:
-            published = publish(
-                Path(run), Path(data), self.registry, recipe, self.executor, force=force, report=self.report
-            )
+            published = publish(run, data, self.registry, recipe, self.executor, force=force, report=self.report)
             results.append(published.model_dump(mode="json"))
 
         self.stages.go("publish", made_from, make, lambda: results[-1], status="ran")

@@ -5,7 +5,6 @@ Until the last step the registry's live bundle stays as it was, whatever fails.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +21,7 @@ from ray_recsys.core.training.run import Run
 from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, WorseModelError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import Location, LocationLike
 
 
 class GateResult(BaseModel):
@@ -65,7 +65,7 @@ class PublishResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: str
-    path: Path
+    path: Location
     parent: str | None
     """The version that was live before."""
     model: str
@@ -82,13 +82,13 @@ class PublishResult(BaseModel):
 
 
 def publish(
-    run: Path,
-    data: Path,
-    registry: Path,
+    run: LocationLike,
+    data: LocationLike,
+    registry: LocationLike,
     recipe: BundleRecipe,
     executor: Executor,
     *,
-    recall_run: Path | None = None,
+    recall_run: LocationLike | None = None,
     force: bool = False,
     beside: Beside | None = None,
     report: Reporter = silent,
@@ -108,9 +108,11 @@ def publish(
 
     Raises:
         ArtifactError: A run or the data are damaged or do not belong together, or the bundle is refused by its check.
+        ConflictError: Another version went live since this one was compared with the live one.
         WorseModelError: The model is worse than the live one, by `recipe.min_ratio`.
     """
     prepared, home = PreparedSet.open(data), Registry(registry)
+    before = home.pointer()
     reranks = _open(run, prepared)
     recalls = None if recall_run is None else _open(recall_run, prepared)
     prepared.verify()
@@ -118,7 +120,7 @@ def publish(
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
     if gate.is_worse and not force and beside is None:
-        message = f"{run}: {gate.describe()}; {home.path} keeps {home.live()}"
+        message = f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
     recall, recall_name = (None, reranks.name) if recalls is None else (recalls.load(), recalls.name)
     similar = _similar_items(rerank, prepared, recipe.num_neighbours, executor)
@@ -134,15 +136,15 @@ def publish(
             refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
-        version = home.publish(staging / "bundle", live=beside is None)
+        version = home.publish(staging / "bundle", before, live=beside is None)
     if beside is None:
-        report(f"{version} is live in {home.path}")
+        report(f"{version} is live in {home.location}")
     else:
-        set_arm(home.path, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
-        report(f"{version} is arm {beside.arm} of {home.path}, for {beside.percent:g} % of the users")
+        set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
+        report(f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users")
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
-    return PublishResult(version=version, path=home.bundle_path(version), metrics=metrics, gate=gate, **same)
+    return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
 
 
 _SAME = {"parent", "model", "recall_model", "num_users", "num_items", "num_interactions", "refit"}
@@ -171,7 +173,7 @@ def compare_with_live(
     return GateResult(metric=recipe.gate_metric, new=now, live=before, min_ratio=recipe.min_ratio)
 
 
-def _open(run: Path, prepared: PreparedSet) -> TrainedModel:
+def _open(run: LocationLike, prepared: PreparedSet) -> TrainedModel:
     trained = TrainedModel.open(run)
     trained.check_fits(prepared)
     return trained

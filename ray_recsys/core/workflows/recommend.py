@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -17,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.core.arrays import ranks_in_rows
-from ray_recsys.core.artifact_writer import atomic_directory
+from ray_recsys.core.artifact_writer import table_folder
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.recommender import Query, Recommender
@@ -25,6 +24,8 @@ from ray_recsys.core.table_files import IdFile
 from ray_recsys.core.vocabulary import Lookup, are_integers, normal_ids
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.files import written_file
+from ray_recsys.storage.location import Location, LocationLike
 
 USERS_PER_FILE = 2048
 
@@ -34,7 +35,7 @@ class RecommendResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    output: Path
+    output: Location
     bundle: str
     """Version."""
     num_users: int
@@ -47,12 +48,12 @@ class RecommendResult(BaseModel):
 
 
 def recommend(
-    bundle: Path,
-    output: Path,
+    bundle: LocationLike,
+    output: LocationLike,
     executor: Executor,
     *,
     num_candidates: int,
-    users: Path | None = None,
+    users: LocationLike | None = None,
     k: int = 10,
     report: Reporter = silent,
 ) -> RecommendResult:
@@ -63,7 +64,7 @@ def recommend(
 
     Args:
         bundle: Directory of the bundle.
-        output: Directory to make; it appears when it is complete.
+        output: Directory to make; it appears when it is complete. In an object store, it then has a file `_SUCCESS`.
         executor: Runs a task per file.
         num_candidates: Items that recall hands to rerank.
         users: File with a user_id column, or a .txt file of one id per line; repeated ids count once. A user whom the
@@ -81,11 +82,11 @@ def recommend(
     num_users = opened.manifest.num_users if user_ids is None else len(user_ids)
     sources: Counter[str] = Counter()
     num_rows = 0
-    with atomic_directory(output) as staging:
+    with table_folder(output) as folder:
         task = _WriteFile(
-            bundle=opened.path,
+            bundle=Location.of(bundle),
             version=opened.version,
-            output=staging,
+            output=folder,
             users=None if user_ids is None else executor.share(user_ids),
             num_users=num_users,
             k=k,
@@ -97,7 +98,7 @@ def recommend(
             report(f"{sources.total():,} of {num_users:,} users")
     seconds = time.monotonic() - start_s
     return RecommendResult(
-        output=output,
+        output=Location.of(output),
         bundle=opened.version,
         num_users=num_users,
         num_recommendations=num_rows,
@@ -108,7 +109,7 @@ def recommend(
     )
 
 
-def _read_users(path: Path, *, is_integer: bool) -> pa.Array:
+def _read_users(path: LocationLike, *, is_integer: bool) -> pa.Array:
     """Returns the distinct ids of a file: integers if the bundle's are and all of these are, else strings."""
     given = IdFile.open(path, ("user_id",)).read(("user_id",))["user_id"]
     try:
@@ -124,9 +125,9 @@ def _read_users(path: Path, *, is_integer: bool) -> pa.Array:
 class _WriteFile:
     """Writes one file; the same bytes if it runs again."""
 
-    bundle: Path
+    bundle: Location
     version: str
-    output: Path
+    output: Location
     users: Shared[pa.Array] | None
     """Ids; None: all users of the bundle."""
     num_users: int
@@ -143,7 +144,8 @@ class _WriteFile:
         start = file * USERS_PER_FILE
         ids, users = self._users(recommender.bundle, start, min(start + USERS_PER_FILE, self.num_users))
         made = table.make(ids, users)
-        pq.write_table(made, self.output / f"part-{file:05d}.parquet", compression="zstd")
+        with written_file(self.output / f"part-{file:05d}.parquet", durable=False) as path:
+            pq.write_table(made, path, compression="zstd")
         return Counter({"two-stage": int(users.is_known.sum()), "popular": users.num_unknown}), made.num_rows
 
     def _users(self, bundle: Bundle, start: int, stop: int) -> tuple[pa.Array, Lookup]:
@@ -155,12 +157,12 @@ class _WriteFile:
 
 
 @lru_cache(maxsize=1)
-def _open_recommender(path: Path, version: str) -> Recommender:
+def _open_recommender(path: Location, version: str) -> Recommender:
     """A process keeps one bundle open between files."""
     return Recommender(open_version(path, version))
 
 
-def open_version(path: Path, version: str) -> Bundle:
+def open_version(path: Location, version: str) -> Bundle:
     """Returns the bundle that the driver opened at a path."""
     bundle = Bundle.open(path)
     assert bundle.version == version, (bundle.version, version)

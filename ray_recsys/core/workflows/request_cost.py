@@ -4,16 +4,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ray_recsys.core.arrays import Int32s
 from ray_recsys.core.models.contract import Model
-from ray_recsys.core.models.registry import load_model
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.recommending.candidate_index import CandidateIndex, RankedCatalogue, Recall
+from ray_recsys.core.workflows.trained_model import TrainedModel
 
 NUM_CANDIDATES = 200
 _NUM_USERS = 50
@@ -33,11 +32,11 @@ class MeasureRequests:
     """A task that measures a model, on users of one partition.
 
     Attributes:
-        directory: The model's files.
+        model: Of a run.
         prepared: The set that it was trained on.
     """
 
-    directory: Path
+    model: TrainedModel
     prepared: PreparedSet
 
     def __call__(self, _: int) -> RequestCost:
@@ -45,7 +44,7 @@ class MeasureRequests:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self._measure(load_model(self.directory))
+            return self._measure(self.model.load())
         finally:
             torch.set_num_threads(num_threads)
 

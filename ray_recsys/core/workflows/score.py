@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from ray_recsys.core.vocabulary import are_integers
 from ray_recsys.core.workflows.recommend import open_version
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
+from ray_recsys.storage.location import Location, LocationLike
 
 
 class ScoreResult(BaseModel):
@@ -25,7 +25,7 @@ class ScoreResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    output: Path
+    output: Location
     bundle: str
     """Version."""
     num_rows: int
@@ -35,9 +35,9 @@ class ScoreResult(BaseModel):
 
 
 def score(
-    bundle: Path,
-    input: Path,  # noqa: A002 - named as the option is
-    output: Path,
+    bundle: LocationLike,
+    input: LocationLike,  # noqa: A002 - named as the option is
+    output: LocationLike,
     executor: Executor,
     *,
     report: Reporter = silent,
@@ -61,13 +61,13 @@ def score(
     if "score" in file.schema.names:
         raise DataError(f"{input} has a column score already", remedy="rename it: the scores get this name")
     opened = Bundle.open(bundle)
-    if output.suffix == ".parquet":
+    if Location.of(output).suffix == ".parquet":
         file = _with_integers(file, user=opened.users.is_integer, item=opened.catalogue.vocabulary.is_integer)
     num_unknown = 0
 
     def scored() -> Iterator[pa.RecordBatch]:
         nonlocal num_unknown
-        task = _ScoreBatch(opened.path, opened.version)
+        task = _ScoreBatch(Location.of(bundle), opened.version)
         for batch in executor.stream(task, file.batches(), stage=f"scoring {input}"):
             scores = batch.column(batch.num_columns - 1)
             num_unknown += scores.null_count
@@ -78,7 +78,7 @@ def score(
     report(f"{num_rows:,} pairs scored, {num_unknown:,} with an unknown id")
     seconds = round(time.monotonic() - start_s, 3)
     return ScoreResult(
-        output=output, bundle=opened.version, num_rows=num_rows, num_unknown=num_unknown, seconds=seconds
+        output=Location.of(output), bundle=opened.version, num_rows=num_rows, num_unknown=num_unknown, seconds=seconds
     )
 
 
@@ -95,7 +95,7 @@ def _with_integers(file: IdFile, *, user: bool, item: bool) -> IdFile:
 
 @dataclass(frozen=True, slots=True)
 class _ScoreBatch:
-    bundle: Path
+    bundle: Location
     version: str
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -105,7 +105,7 @@ class _ScoreBatch:
 
 
 @lru_cache(maxsize=1)
-def _pair_scorer(path: Path, version: str) -> "PairScorer":
+def _pair_scorer(path: Location, version: str) -> "PairScorer":
     """A process keeps one bundle open between batches."""
     return PairScorer(open_version(path, version))
 

@@ -5,7 +5,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import ray
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +16,7 @@ from ray_recsys.config.files import load_recipe
 from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.distributed.serve.deployments import Ingress, RecallReplica, RerankReplica
 from ray_recsys.errors import RecipeError
+from ray_recsys.storage.location import Location
 
 NAME = "ray-recsys"
 HEALTH_CHECK_PERIOD_S = 2.0  # a dead replica is replaced at the next check
@@ -31,7 +31,7 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     registry: str
-    """Directory of bundles on storage shared by all nodes; `~` and `$VARIABLES` are expanded."""
+    """Directory or URI of bundles, which every node reaches; `~` and `$VARIABLES` are expanded."""
     recipe: str | None = None
     """TOML file whose `serve` section is used; None: the defaults."""
     serve: ServeRecipe | None = None
@@ -45,7 +45,7 @@ def build_app(args: AppArgs) -> serve.Application:
         RegistryError: No bundle is live.
         RecipeError: The recipe cannot be read, both `recipe` and `serve` are given, or a path has an unset variable.
     """
-    registry = Path(_expand(args.registry)).absolute()
+    registry = Location.of(_expand(args.registry))
     home = Registry(registry)
     if not home.good():
         home.current()  # without a good version to fall back to, CURRENT must name one
@@ -64,7 +64,7 @@ def _limits(args: AppArgs) -> ServeRecipe:
         return args.serve or Recipe().serve
     if args.serve is not None:
         raise RecipeError("both `recipe` and `serve` are given", remedy="give only one")
-    return load_recipe(Path(_expand(args.recipe))).serve
+    return load_recipe(_expand(args.recipe)).serve
 
 
 def _deployment(
@@ -83,7 +83,7 @@ def _deployment(
 
 
 def _expand(path: str) -> str:
-    expanded = os.path.expandvars(Path(path).expanduser())
+    expanded = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - it may be a URI
     if unset := re.search(r"\$\{?(\w+)", expanded):
         raise RecipeError(
             f"{path}: the variable {unset[1]} is not set in the environment that Ray was started in",

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
@@ -37,7 +36,7 @@ class StageReplica(Generic[S]):
 
     def __init__(self, registry: str, build: Callable[[Bundle], S]) -> None:
         use_one_thread()
-        self._cache: BundleCache[S] = BundleCache(Path(registry), build)
+        self._cache: BundleCache[S] = BundleCache(registry, build)
         self._use(self._cache.load_usable())
 
     def check_health(self) -> None:
@@ -134,14 +133,14 @@ class Ingress:
     ) -> None:
         stages: Stages
         if recall is None or rerank is None:
-            cache = BundleCache(Path(registry), Recommender)
+            cache = BundleCache(registry, Recommender)
             stages, max_calls = LocalStages(cache), 1
             live = LiveBundle(cache, stages)
         else:
             # two calls per replica: one is computed while the other travels
             max_calls = 2 * limits.rerank_replicas
             stages = HandleStages(recall, rerank, timeout_s=limits.timeout_s)
-            live = LiveBundle(BundleCache(Path(registry), no_stage), stages)
+            live = LiveBundle(BundleCache(registry, no_stage), stages)
         self._api = Api(live, stages, limits, max_calls=max_calls)
 
     def check_health(self) -> None:

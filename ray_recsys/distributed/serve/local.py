@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 from ray import serve as ray_serve
@@ -21,6 +20,7 @@ from ray_recsys.errors import ClusterError, StageError
 from ray_recsys.progress import Reporter, silent
 from ray_recsys.serving.bundles import usable_version
 from ray_recsys.serving.keys import check_exposure
+from ray_recsys.storage.location import Location, LocationLike
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -29,7 +29,7 @@ LOCAL_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # l
 
 
 @contextmanager
-def serve(registry: Path, settings: ServeRecipe, *, report: Reporter = silent) -> Iterator[str]:
+def serve(registry: LocationLike, settings: ServeRecipe, *, report: Reporter = silent) -> Iterator[str]:
     """Serves a registry's live bundle; yields the address, e.g. `http://127.0.0.1:8000`.
 
     The application answers when the block starts and is shut down when it ends, which takes a few seconds.
@@ -56,7 +56,7 @@ def serve(registry: Path, settings: ServeRecipe, *, report: Reporter = silent) -
             http_options={"host": settings.host, "port": port},
             logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         )
-        app = build_app(AppArgs(registry=str(registry), serve=settings))
+        app = build_app(AppArgs(registry=str(Location.of(registry)), serve=settings))
         target = ray_serve.RunTarget(app, name=NAME, route_prefix="/")
         ray_serve.run_many([target], wait_for_applications_running=False)
         _wait_running()
