@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Log: files, folders or URIs.")
 @click.argument("more_inputs", nargs=-1, metavar="")
 @click.option(
-    "--output", type=OUTPUT, required=True, metavar="DIR", help="Directory or URI where the stages write; kept."
+    "--output", type=OUTPUT, required=True, metavar="DIR", help="Where the stages write; kept."
 )
 @click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
 @click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
