@@ -53,6 +53,8 @@ class ServeRecipe(Section):
     max_history: PositiveInt = 1000
     max_allowed: PositiveInt = 10_000
     """Items of an allow-list."""
+    max_list_items: PositiveInt = 1_000_000
+    """Items of a list uploaded by PUT /v1/lists/{name}; its body may have 16 bytes for each, and 1 MiB."""
     ingress_replicas: PositiveInt | None = None
     """none: 2 where the cluster has at least 2 CPUs, so that one that dies or is replaced leaves the other."""
     recall_replicas: PositiveInt = 1

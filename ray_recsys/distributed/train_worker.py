@@ -33,11 +33,10 @@ from ray_recsys.core.training.checkpoint import (
 )
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
-from ray_recsys.core.training.learner import is_sparse
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
-from ray_recsys.core.training.user_shares import UserShares
+from ray_recsys.core.training.user_shares import split_users
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.core.training.warm_start import WarmStart, warm_start
 from ray_recsys.distributed.cluster import configure_data
@@ -97,10 +96,7 @@ def train_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
-    shares, users = None, None
-    if is_sparse(args.recipe.train, splits_users=MODELS[args.recipe.model.name].splits_users):
-        split = UserShares.of(prepared, rank=rank, world_size=world_size)
-        shares, users = split.positives, split.users_of(rank)
+    shares, users = split_users(prepared, args.recipe, rank=rank, world_size=world_size)
     feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
     trainer = Trainer(
         _initial_model(prepared, args, users),

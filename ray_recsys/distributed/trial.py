@@ -26,6 +26,7 @@ from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import Trainer, deciding_metric
+from ray_recsys.core.training.user_shares import split_users
 from ray_recsys.core.training.validation import Validation
 from ray_recsys.errors import RecsysError
 from ray_recsys.storage.location import LocationLike
@@ -112,16 +113,18 @@ def _train(recipe: Recipe, data: LocationLike, rank: int, address: str, *, is_re
     _set_threads(recipe)
     with _process_group(rank, size, address, use_gpu=recipe.cluster.use_gpu):
         prepared = PreparedSet.open(data)
-        validation = Validation.read(prepared, recipe, rank=rank, world_size=size)
+        shares, users = split_users(prepared, recipe, rank=rank, world_size=size)
+        validation = Validation.read(prepared, recipe, rank=rank, world_size=size, users=users)
         build = MODELS[recipe.model.name].build
         assert build is not None
-        feed = local_feed(prepared, recipe, rank=rank, world_size=size)
+        feed = local_feed(prepared, recipe, rank=rank, world_size=size, shares=shares)
         trainer = Trainer(
-            build(prepared, recipe),
+            build(prepared, recipe, users),
             recipe.train,
             steps_per_epoch=feed.plan.num_steps,
             device=torch.device("cuda" if recipe.cluster.use_gpu else "cpu"),
             wrap=data_parallel,
+            users=users,
         )
 
         def tell(*_: object) -> None:

@@ -33,6 +33,7 @@ from ray_recsys.serving.schemas import (
     Timings,
 )
 from ray_recsys.serving.stages import Answer, Stages
+from ray_recsys.serving.stock import Stock
 
 MAX_SHADOWS = 16  # answers of shadows under way; requests beyond are answered without
 
@@ -50,6 +51,7 @@ class Api:
             stages, max_calls=max_calls, max_waiting=limits.max_waiting, called=self.metrics.batches.add
         )
         self.impressions = _sink(limits)
+        self.stock = Stock(live.lists)
         self._shadows = Shadows(self.coalescer, self.metrics, limits)
 
     def start(self) -> None:
@@ -115,12 +117,13 @@ class Api:
         start_s = time.perf_counter()
         arm, shadow = self.live.choose(request.user_id)
         bundle = arm.bundle
-        resolved = resolve(request, bundle, self.limits)
+        listed = None if request.list is None else await self.stock.items(request.list, bundle)
+        resolved = resolve(request, bundle, self.limits, listed)
         answer = await self.ask(arm, resolved.query)
         best = answer.recommendations
         because = explain(bundle, resolved.query, best.item_idx) if request.explain else None
         items = ItemWriter(bundle, request.string_ids).recommended(best.item_idx, best.scores, because)
-        if shadow is not None:
+        if shadow is not None and request.list is None:
             self._shadows.start(shadow, request, [item.item_id for item in items])
         if self.impressions is not None:
             self.impressions.add(_impression(arm, request, best.source, items))

@@ -14,9 +14,10 @@ from ray_recsys.serving.api import Api
 from ray_recsys.serving.browse import bundle_routes, health_routes
 from ray_recsys.serving.gateway import App, Gateway
 from ray_recsys.serving.keys import keys_of_environment
+from ray_recsys.serving.list_routes import list_routes
 from ray_recsys.serving.problems import answer_problems
 from ray_recsys.serving.routes import recommend_routes
-from ray_recsys.serving.schemas import BatchRequest, RecommendRequest, ScoreRequest
+from ray_recsys.serving.schemas import BatchRequest, ListRequest, RecommendRequest, ScoreRequest
 from ray_recsys.serving.web_files import web_routes
 
 
@@ -45,7 +46,7 @@ def make_app(api: Api) -> FastAPI:
         redoc_url=None,
     )
     answer_problems(app)
-    for router in (recommend_routes(api), bundle_routes(api), health_routes(api), web_routes()):
+    for router in (recommend_routes(api), bundle_routes(api), list_routes(api), health_routes(api), web_routes()):
         app.include_router(router)
     _describe(app, api.limits)
     gateway: Gateway | None = None
@@ -88,11 +89,12 @@ def _describe(app: FastAPI, limits: ServeRecipe) -> None:
             properties["allowed_items"]["anyOf"][0]["maxItems"] = limits.max_allowed
             schemas = schema["components"]["schemas"]
             schemas["RecommendRequest"] = request
-            for model in (BatchRequest, ScoreRequest):
+            for model in (BatchRequest, ScoreRequest, ListRequest):
                 schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas["BatchRequest"]["properties"]["k"]["maximum"] = limits.max_k
             schemas["ScoreRequest"]["properties"]["item_ids"]["maxItems"] = limits.max_candidates
             schemas["ScoreRequest"]["properties"]["history"]["maxItems"] = limits.max_history
+            schemas["ListRequest"]["properties"]["item_ids"]["maxItems"] = limits.max_list_items
             app.openapi_schema = schema
         return app.openapi_schema
 

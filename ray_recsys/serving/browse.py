@@ -34,7 +34,7 @@ def bundle_routes(api: Api) -> APIRouter:
     """Returns the routes that browse the live bundle."""
     router = APIRouter(tags=["bundle"])
 
-    @router.get("/v1/bundle")
+    @router.get("/v1/bundle", responses=problems())
     def bundle() -> BundleResponse:
         """Describes the live bundle."""
         manifest = api.live.bundle.manifest
@@ -47,21 +47,25 @@ def bundle_routes(api: Api) -> APIRouter:
             arm_failure=api.live.arm_failure,
         )
 
-    @router.get("/v1/users", responses=problems(422))
+    @router.get("/v1/users", responses=problems())
     def users(limit: _Limit = 20, string_ids: StringIds = False) -> UsersResponse:
         """Lists users of the live bundle."""
         vocabulary = api.live.bundle.users
         ids = vocabulary.ids_of(np.arange(min(limit, len(vocabulary)))).to_pylist()
         return UsersResponse(users=[str(one) for one in ids] if string_ids else ids)
 
-    @router.get("/v1/users/{user_id:path}/seen", response_model_exclude_none=True, responses=problems(404, 422))
+    @router.get(
+        "/v1/users/{user_id:path}/seen",
+        response_model_exclude_none=True,
+        responses=problems(404),
+    )
     def seen(user_id: str, limit: _Limit = 50, string_ids: StringIds = False) -> SeenResponse:
         """Lists the items that a user has seen, latest first."""
         bundle = api.live.bundle
         user_idx = find_id(bundle.users, user_id, "user_id", "users")
         return SeenResponse(items=ItemWriter(bundle, string_ids).seen(user_idx, limit))
 
-    @router.get("/v1/items", response_model_exclude_none=True, responses=problems(422))
+    @router.get("/v1/items", response_model_exclude_none=True, responses=problems())
     def items(
         query: Annotated[str, Query(max_length=200, description="Part of the title")] = "",
         limit: _Limit = 20,
@@ -71,7 +75,11 @@ def bundle_routes(api: Api) -> APIRouter:
         bundle = api.live.bundle
         return ItemsResponse(items=ItemWriter(bundle, string_ids).items(bundle.catalogue.search_titles(query, limit)))
 
-    @router.get("/v1/items/{item_id:path}", response_model_exclude_none=True, responses=problems(404))
+    @router.get(
+        "/v1/items/{item_id:path}",
+        response_model_exclude_none=True,
+        responses=problems(404),
+    )
     def item(item_id: str, string_ids: StringIds = False) -> ItemResponse:
         """Describes an item."""
         bundle = api.live.bundle
@@ -91,13 +99,13 @@ def health_routes(api: Api) -> APIRouter:
         """Reports that the process is up, whatever its stages do."""
         return Health(bundle=api.live.bundle.version)
 
-    @router.get("/readyz", responses=problems(503))
+    @router.get("/readyz", responses=problems())
     async def readyz() -> Ready:
         """Reports that both stages answer, by asking them for popular items."""
-        version = api.live.bundle.version
-        await api.ask(LiveArm(LIVE, api.live.bundle), RecallQuery(k=1))
+        bundle = api.live.bundle
+        await api.ask(LiveArm(LIVE, bundle), RecallQuery(k=1))
         failure = _swap_failure(api)
-        return Ready(status="ready" if failure is None else "degraded", bundle=version, swap_failure=failure)
+        return Ready(status="ready" if failure is None else "degraded", bundle=bundle.version, swap_failure=failure)
 
     return router
 

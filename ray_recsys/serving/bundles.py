@@ -11,6 +11,7 @@ from ray_recsys.core.recommending.arms import MAX_ARMS, Arm, read_arms
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import Stage, check_answers, check_bundle, read_smoke
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.core.recommending.stock_lists import StockLists
 from ray_recsys.errors import InputError, RegistryError
 from ray_recsys.storage.location import LocationLike
 from ray_recsys.storage.locks import Hold, NoHold
@@ -52,6 +53,7 @@ class BundleCache(Generic[S]):
 
     def __init__(self, registry: LocationLike, build: Callable[[Bundle], S], *, num_kept: int = NUM_KEPT) -> None:
         self._registry, self._build, self._num_kept = Registry(registry), build, num_kept
+        self.lists = StockLists(registry)
         self._opened: OrderedDict[str, _Opened[S]] = OrderedDict()
         self._opening = asyncio.Lock()
         self.refusal: str | None = None

@@ -33,6 +33,7 @@ _ROUTES: tuple[tuple[str, str, Scope], ...] = (
     ("/v1/items", "items", "recommend"),
     ("/v1/bundle", "bundle", "recommend"),
     ("/v1/users", "users", "browse"),
+    ("/v1/lists", "lists", "admin"),
     ("/metrics", "metrics", "admin"),
 )
 Message = MutableMapping[str, Any]
@@ -94,7 +95,7 @@ class Gateway:
 
         try:
             if scope["path"] not in _OPEN:
-                self._admit(headers, needed)
+                self._admit(headers, route, needed)
             self.num_in_flight += 1
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
@@ -119,18 +120,20 @@ class Gateway:
             self._metrics.requests[route, status].add(duration_s)
             self._log(scope, route, status, duration_s, request_id)
 
-    def _admit(self, headers: dict[bytes, bytes], needed: Scope) -> None:
+    def _admit(self, headers: dict[bytes, bytes], route: str, needed: Scope) -> None:
         """Raises the problem of a request that is not let in."""
         if self.num_in_flight >= self._max_in_flight:
             raise overloaded()
         self._check_host(headers.get(b"host", b"").decode("latin-1"))
         if self._keys is not None:
             self._check_key(headers.get(b"authorization", b"").decode("latin-1"), needed)
-        elif needed == "browse" and not self._is_local:
-            raise Problem(403, "forbidden", "Forbidden", "users and the page are shown on loopback, or with a key")
+        elif (needed == "browse" or route == "lists") and not self._is_local:
+            detail = "users, the page and lists are for loopback, or for a key"
+            raise Problem(403, "forbidden", "Forbidden", detail)
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            raise too_large()
+        limit = list_body_bytes(self._limits) if needed == "admin" else MAX_BODY_BYTES
+        if length.isdigit() and int(length) > limit:
+            raise too_large(limit)
 
     def _check_host(self, host: str) -> None:
         """Refuses names that another site may have pointed to this address (DNS rebinding)."""
@@ -178,7 +181,7 @@ async def _respond(direct: Direct, receive: Receive) -> Response:
         return problem_of(error).response()
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
     """Returns the body of a request.
 
     Raises:
@@ -190,22 +193,27 @@ async def read_body(receive: Receive) -> bytes:
         if message["type"] == "http.disconnect":
             raise Problem(499, "disconnected", "Client closed request", "the body is not complete")
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large()
+        if len(body) > limit:
+            raise too_large(limit)
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def too_large() -> Problem:
+def list_body_bytes(limits: ServeRecipe) -> int:
+    """Returns the largest body of an uploaded list."""
+    return MAX_BODY_BYTES + 16 * limits.max_list_items
+
+
+def too_large(limit: int) -> Problem:
     """Returns the problem of a body above the limit."""
     return Problem(
         413,
         "too-large",
         "Body too large",
-        f"the body has more than {MAX_BODY_BYTES} bytes",
+        f"the body has more than {limit} bytes",
         field="body",
-        value=f"over {MAX_BODY_BYTES} bytes",
-        limit=MAX_BODY_BYTES,
+        value=f"over {limit} bytes",
+        limit=limit,
     )
 
 

@@ -22,7 +22,7 @@ from ray_recsys.errors import InputError
 
 VARIABLE = "RAY_RECSYS_API_KEYS_FILE"
 Scope = Literal["recommend", "browse", "admin"]
-"""recommend: recommendations, scores and items; browse: the page, users and histories; admin: metrics."""
+"""recommend: recommendations, scores and items; browse: the page, users and histories; admin: metrics and lists."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -56,6 +56,7 @@ class LiveBundle:
         self._poll_s = poll_s
         self._retry_at_s = 0.0
         self._following: asyncio.Task[None] | None = None
+        self.lists = cache.lists
         self.bundle: Bundle = cache.open_usable()
         self.failure: SwapFailure | None = self._failed_start()
         """Why the registry's live version is not the one that is served; None: it is."""

@@ -58,9 +58,9 @@ def invalid_value(field: str, value: Any, limit: str | int, detail: str | None =
     return Problem(422, "invalid-value", "Invalid value", text, field=field, value=value, limit=limit)
 
 
-def unknown_id(field: str, value: Any, among: str) -> Problem:
-    """Returns the problem of an id that the bundle does not contain; `among` is "users" or "items"."""
-    limit = f"{among} of the live bundle"
+def unknown_id(field: str, value: Any, among: str, of: str = "the live bundle") -> Problem:
+    """Returns the problem of an id that is not there; `among` is "users", "items" or "lists"."""
+    limit = f"{among} of {of}"
     detail = f"{field} = {shown(value)!r} is not one of the {limit}"
     return Problem(404, "unknown-id", "Unknown id", detail, field=field, value=value, limit=limit)
 

@@ -21,8 +21,10 @@ class ResolvedRequest:
     num_unknown_history: int
 
 
-def resolve(request: RecommendRequest, bundle: Bundle, limits: ServeRecipe) -> ResolvedRequest:
-    """Returns the query of a request.
+def resolve(
+    request: RecommendRequest, bundle: Bundle, limits: ServeRecipe, listed: Int32s | None = None
+) -> ResolvedRequest:
+    """Returns the query of a request; `listed` are the items of its list, ascending.
 
     An unknown user counts as no user; unknown items are ignored, those of the history counted.
 
@@ -43,11 +45,18 @@ def resolve(request: RecommendRequest, bundle: Bundle, limits: ServeRecipe) -> R
         num_candidates=num_candidates,
         exclude_seen=request.exclude_seen,
         exclude_items=_item_indices(request.exclude_items, bundle)[0],
-        allowed=None if request.allowed_items is None else np.unique(_item_indices(request.allowed_items, bundle)[0]),
+        allowed=_allowed(request, bundle, listed),
         category=request.category,
         diversity=request.diversity,
     )
     return ResolvedRequest(query, num_unknown)
+
+
+def _allowed(request: RecommendRequest, bundle: Bundle, listed: Int32s | None) -> Int32s | None:
+    if request.allowed_items is None:
+        return listed
+    named = np.unique(_item_indices(request.allowed_items, bundle)[0])
+    return named if listed is None else np.intersect1d(named, listed, assume_unique=True)
 
 
 def resolve_scores(request: ScoreRequest, bundle: Bundle, limits: ServeRecipe) -> tuple[Query, Lookup]:

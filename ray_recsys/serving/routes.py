@@ -26,17 +26,24 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemBody, "description": text, "content": {MEDIA_TYPE: {}}}
     for status, text in (
         (400, "Malformed JSON"),
+        (401, "No valid API key"),
+        (403, "The key lacks the scope, or there are no keys and the caller is on another machine"),
         (404, "Unknown id"),
         (413, "Body too large"),
+        (421, "The Host header is not served here"),
         (422, "Invalid value"),
+        (429, "The key has called more often than its rate; retry after Retry-After seconds"),
         (503, "Overloaded, timed out or restarting; retry after Retry-After seconds"),
     )
 }
 
 
+_OF_ANY_ROUTE = (401, 403, 421, 422, 429, 503)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the description of a route's problems by status."""
-    return {status: _PROBLEMS[status] for status in statuses}
+    """Returns the description of a route's problems by status: these, and those that any route may answer with."""
+    return {status: _PROBLEMS[status] for status in sorted({*_OF_ANY_ROUTE, *statuses})}
 
 
 StringIds = Annotated[
@@ -44,13 +51,18 @@ StringIds = Annotated[
 ]
 
 
+def body_schema(body: type[BaseModel]) -> dict[str, Any]:
+    """Returns the description of the JSON body of a route that reads it itself."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+    return {"requestBody": {"content": content, "required": True}}
+
+
 def _described(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     """Returns the description of a route that reads a body of JSON itself."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
     return {
         "response_model": answer,
-        "responses": problems(400, 413, 422, 503),
-        "openapi_extra": {"requestBody": {"content": content, "required": True}},
+        "responses": problems(400, 404, 413),
+        "openapi_extra": body_schema(body),
     }
 
 
@@ -74,12 +86,20 @@ def recommend_routes(api: Api) -> APIRouter:
         """Scores given items for a user."""
         return await api.score(ScoreRequest.model_validate_json(await read_body(request.receive)))
 
-    @router.get("/v1/recommend/{user_id:path}", response_model=RecommendResponse, responses=problems(422, 503))
+    @router.get(
+        "/v1/recommend/{user_id:path}",
+        response_model=RecommendResponse,
+        responses=problems(),
+    )
     async def recommend_to_user(user_id: str, k: limited_k = 10, string_ids: StringIds = False) -> Response:
         """Recommends items that a user has not seen."""
         return await api.recommend(RecommendRequest(user_id=user_id, k=k, string_ids=string_ids))
 
-    @router.get("/v1/similar/{item_id:path}", response_model_exclude_none=True, responses=problems(404, 422))
+    @router.get(
+        "/v1/similar/{item_id:path}",
+        response_model_exclude_none=True,
+        responses=problems(404),
+    )
     def similar(item_id: str, k: limited_k = 10, string_ids: StringIds = False) -> SimilarResponse:
         """Returns the items most similar to an item, no more than the bundle stores per item."""
         bundle = api.live.bundle

@@ -5,14 +5,22 @@ Upper limits come from the recipe and are checked in `resolve`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 from ray_recsys.core.recommending.bundle import BundleManifest
 from ray_recsys.core.recommending.recommender import Source
 
-ExternalId = StrictInt | StrictStr
-UserId = StrictInt | Annotated[StrictStr, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+
+def _whole(value: object) -> object:
+    """Returns 3 for 3.0: to JSON Schema both are integers."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+ExternalId = Whole | StrictStr
+UserId = Whole | Annotated[StrictStr, Field(min_length=1)]
+ListName = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
 
 
 class _Schema(BaseModel):
@@ -39,12 +47,34 @@ class RecommendRequest(_Schema):
     """Only these items; unknown ones are ignored. k of them come back, if that many are eligible."""
     category: StrictStr | None = Field(default=None, examples=["Comedy"])
     """Only items of this category, or with it among the parts that `|` separates."""
+    list: ListName | None = Field(default=None, examples=[None])
+    """Only items of this list, such as what is in stock; see PUT /v1/lists/{name}."""
     diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
     """How much similarity to the items above costs (maximal marginal relevance); 0 keeps the order of the scores."""
     explain: StrictBool = False
     """Add to each item the seen items that it resembles most."""
     string_ids: StrictBool = False
     """Write all ids as strings, for clients that round integers above 2^53, such as JavaScript."""
+
+
+class ListRequest(_Schema):
+    """The items of a list; it replaces the one of the same name."""
+
+    item_ids: tuple[ExternalId, ...] = Field(examples=[[50, 181]])
+    """At most serve.max_list_items; items that a bundle does not contain are ignored when the list is used."""
+
+
+class ListDescription(_Schema):
+    """A list of items."""
+
+    name: str = Field(examples=["in-stock"])
+    num_items: int = Field(examples=[2])
+
+
+class ListsResponse(_Schema):
+    """The lists of the registry, by name."""
+
+    lists: tuple[ListDescription, ...]
 
 
 class BatchRequest(_Schema):

@@ -12,6 +12,7 @@ import pytest
 from ray_recsys.core.models.neighbours import NONE, Neighbours
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.serving.api import Api
+from ray_recsys.serving.live import LiveBundle
 from tests.app_client import AppClient, local_api
 from tests.bundles import publish_bundle
 from tests.factories import make_prepared_set
@@ -49,16 +50,16 @@ def rated_client(rated_api: Api) -> Iterator[AppClient]:
     client.close()
 
 
-class CountedLive:
+class CountedLive(LiveBundle):
     """A live bundle that counts how often it is looked at: a swap may come between any two looks."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self.failure = None
+        self.failure, self.arms, self.arm_failure = None, {}, None
         self.num_looks = 0
 
     @property
-    def bundle(self) -> Bundle:
+    def bundle(self) -> Bundle:  # type: ignore[override]
         self.num_looks += 1
         return self._bundle
 

@@ -6,9 +6,12 @@ from typing import Self
 
 import numpy as np
 
+from ray_recsys.config import Recipe
 from ray_recsys.core.histories import interactions_from_table
+from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.training.data_parallel import all_gather, is_group
+from ray_recsys.core.training.learner import is_sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,19 @@ class UserShares:
     def users_of(self, rank: int) -> range:
         """Returns the users of a worker."""
         return range(self.users[rank], self.users[rank + 1])
+
+
+def split_users(
+    prepared: PreparedSet, recipe: Recipe, *, rank: int, world_size: int
+) -> tuple[tuple[int, ...] | None, range | None]:
+    """Returns the bounds of the workers' positives and the users of one, if the recipe gives workers their own users.
+
+    None and None where every worker has the rows of all users. Every worker of a process group must call it.
+    """
+    if not is_sparse(recipe.train, splits_users=MODELS[recipe.model.name].splits_users):
+        return None, None
+    shares = UserShares.of(prepared, rank=rank, world_size=world_size)
+    return shares.positives, shares.users_of(rank)
 
 
 def _begin(prepared: PreparedSet, rank: int, world_size: int) -> tuple[int, int]:
