@@ -17,12 +17,15 @@ from ray_recsys.commands.data import audit, describe, prepare
 from ray_recsys.commands.evaluation import compare, evaluate
 from ray_recsys.commands.machine import demo, doctor
 from ray_recsys.commands.pipeline import pipeline
+from ray_recsys.commands.recipe import init, recipe
 from ray_recsys.commands.registry import ab, registry
 from ray_recsys.commands.serving import publish, recommend, score, serve
 from ray_recsys.commands.training import train, tune
 
 TRACEBACK_VARIABLE = "RAY_RECSYS_TRACEBACK"
 _COMMANDS = (
+    init,
+    recipe,
     pipeline,
     prepare,
     audit,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Log: files, folders or URIs.")
 @click.argument("more_inputs", nargs=-1, metavar="")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Where the stages write; kept between runs.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Where the stages write; kept.")
 @click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
 @click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
 @click.option("--test", "tests", multiple=True, metavar="FILE", help="Test interactions, for split.method = given.")

@@ -55,6 +55,11 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(_none_as_word(data))
 
 
+def dump_full_recipe(recipe: Recipe) -> str:
+    """Returns every value, defaults included, as TOML that `load_recipe` reads back to an equal recipe."""
+    return tomli_w.dumps(_none_as_word(recipe.model_dump(mode="json")))
+
+
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Returns the recipe with other values of some keys, e.g. `{"train.learning_rate": 0.01}`.
 

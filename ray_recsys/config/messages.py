@@ -22,6 +22,11 @@ def describe_errors(error: ValidationError, schema: Schema, origin: str) -> str:
     return f"recipe ({origin}): " + "; ".join(problems)
 
 
+def node_at(schema: Schema, location: Location) -> Schema:
+    """Returns the schema of a key as its section gives it, with its description."""
+    return _step(_find(schema, location[:-1]), location[-1])
+
+
 def accepted(schema: Schema, location: Location) -> str:
     """Returns what the schema accepts at a location, e.g. `a number >= 0, < 1` or `one of full, sampled`."""
     return _accepted(_find(schema, location), schema)
@@ -90,6 +95,8 @@ def _accepted(node: Schema, schema: Schema) -> str:
     node = _resolve(node, schema)
     if "anyOf" in node:
         return " or ".join(_accepted(choice, schema) for choice in node["anyOf"])
+    if "const" in node:
+        return str(node["const"])
     if "enum" in node:
         return f"one of {', '.join(node['enum'])}"
     bounds = ", ".join(f"{sign} {_number(node[name])}" for name, sign in _BOUNDS.items() if name in node)
@@ -106,7 +113,8 @@ def _kind(node: Schema, schema: Schema) -> str:
         least = f"at least {node['minItems']}, " if "minItems" in node else ""
         return f"a list ({least}each {_accepted(node['items'], schema)})"
     if kind == "object":
-        return f"a section with keys among {', '.join(sorted(node['properties']))}"
+        known = sorted(node.get("properties", ()))
+        return f"a section with keys among {', '.join(known)}" if known else "a section"
     return _WORDS.get(kind) or _text(node)
 
 

@@ -9,7 +9,7 @@ import platform
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,8 @@ from ray_recsys.progress import Event, Reporter, silent
 GIB = 2**30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - read, never written
 _PACKAGES = ("ray", "torch", "faiss-cpu", "pyarrow", "numpy", "pydantic", "safetensors")
+OBJECT_STORE_SHARE = 0.3  # of a node's memory, which Ray takes in shared memory
+_OPEN_REPLICAS = "RAY_SERVE_THROUGHPUT_OPTIMIZED"  # gRPC between replicas, which carries pickles
 _SCALES_UP = "none: nodes start on demand, as cluster.wait_for_nodes says"
 
 Status = Literal["ok", "warn", "fail"]
@@ -103,9 +105,9 @@ def _check_memory() -> Check:
 
 
 def _check_shared_memory() -> Check:
-    # Ray's object store takes 30 % of memory there, and falls back to slow files on disk if there is less.
+    # Ray's object store is there; it falls back to slow files on disk if there is less.
     found = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
-    wanted = int(0.3 * _total_memory_bytes())
+    wanted = int(OBJECT_STORE_SHARE * _total_memory_bytes())
     return _at_least(str(_SHARED_MEMORY), found, warn=wanted, fail=0, remedy=f"docker run --shm-size={_gib(wanted)}g")
 
 
@@ -152,21 +154,23 @@ def _check_auth() -> Check:
     detail = f"mode {mode or 'unset'}, {'a' if has_token else 'no'} token"
     if mode == "token" and not has_token:
         return Check(name="auth", status="fail", detail=detail, remedy="ray get-auth-token --generate")
-    if mode == "disabled" or (not mode and not has_token):
-        # Unset, `ray start` requires a token if there is one; only a local cluster creates it.
-        ports = "the dashboard's port"
-        if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") != "0":
-            ports += " or the replicas' gRPC ports (RAY_SERVE_THROUGHPUT_OPTIMIZED)"
-        detail += f": on a cluster of `ray start`, anyone who reaches {ports} can run code"
-        remedy = "export RAY_AUTH_MODE=token" + ("" if has_token else "; ray get-auth-token --generate")
-        return Check(name="auth", status="warn", detail=detail, remedy=remedy)
-    return Check(name="auth", status="ok", detail=detail)
+    if mode == "token":
+        return Check(name="auth", status="ok", detail=detail)
+    # Unset, `ray start` requires a token only where it finds one, which every node must decide for itself.
+    ports = "the dashboard's port"
+    if os.environ.get(_OPEN_REPLICAS, "0") != "0":
+        ports += f" or the replicas' gRPC ports ({_OPEN_REPLICAS})"
+    where = "on a node without the token" if has_token and not mode else "on a cluster of `ray start`"
+    detail += f": {where}, anyone who reaches {ports} can run code"
+    remedy = "export RAY_AUTH_MODE=token" + ("" if has_token else "; ray get-auth-token --generate")
+    return Check(name="auth", status="warn", detail=detail, remedy=remedy)
 
 
 def _check_cluster(recipe: Recipe, address: str | None) -> Iterator[Check]:
     try:
         with connect(address):
             yield _run("ray", partial(_check_nodes, resolve_address(address)))
+            yield _run("node auth", _check_authentication)
             yield _run("a task", _check_task)
             yield _run("trainers", partial(_check_trainers, recipe.cluster))
             yield _run("replicas", partial(_check_replicas, recipe))
@@ -181,6 +185,31 @@ def _check_nodes(address: str) -> Check:
     have = ray.cluster_resources()
     detail = f"{address}: {len(alive)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
     return Check(name="ray", status="ok", detail=detail)
+
+
+def _check_authentication() -> Check:
+    """Asks every node whether it requires the token; a node that does not runs the code of whoever reaches it."""
+    import ray
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def settings() -> tuple[bool, bool]:
+        return os.environ.get("RAY_AUTH_MODE") == "token", os.environ.get(_OPEN_REPLICAS, "0") != "0"
+
+    alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked = [settings.options(label_selector={"ray.io/node-id": node}).remote() for node in alive]
+    return _judge_nodes(list(zip(alive.values(), ray.get(asked, timeout=60), strict=True)))
+
+
+def _judge_nodes(nodes: Sequence[tuple[str, tuple[bool, bool]]]) -> Check:
+    """Judges nodes by address, whether each requires the token, and whether its replicas listen on gRPC ports."""
+    open_nodes = {address: has_grpc for address, (requires, has_grpc) in nodes if not requires}
+    if not open_nodes:
+        return Check(name="node auth", status="ok", detail=f"the token is required on all nodes ({len(nodes)})")
+    has_grpc = any(open_nodes.values())
+    ports = "the gRPC ports of Serve's replicas" if has_grpc else "Ray's ports"
+    detail = f"no token is required on {', '.join(open_nodes)}: anyone who reaches {ports} there can run code"
+    remedy = "start Ray on every node with RAY_AUTH_MODE=token and the same token"
+    return Check(name="node auth", status="fail" if has_grpc else "warn", detail=detail, remedy=remedy)
 
 
 def _check_task() -> Check:

@@ -40,5 +40,5 @@ def test_the_shipped_cluster_sets_what_the_shipped_configuration_names() -> None
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf8"))
     configuration = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf8"))
     variable = configuration["applications"][0]["args"]["registry"].removeprefix("$")
-    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert f"{variable}=/mnt/recsys/" in cluster[commands][-1]
+    options = cluster["docker"]["run_options"]
+    assert any(option.startswith(f"-e {variable}=s3://") for option in options)

@@ -3,8 +3,10 @@ import tomllib
 
 import pytest
 import yaml
+from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from ray_recsys.distributed.doctor import OBJECT_STORE_SHARE
 from tests.contracts import ROOT
 
 
@@ -19,13 +21,30 @@ def test_cluster_file_passes_the_launchers_own_validation(caplog: pytest.LogCapt
     assert config["docker"]["head_image"].startswith(f"rayproject/ray:{_pinned_ray()}-")
 
 
-@pytest.mark.parametrize("node", ["head", "worker"])
-def test_every_node_requires_the_token_that_is_copied_to_it(node: str) -> None:
+def test_every_container_requires_the_token_that_is_copied_to_it() -> None:
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf8"))
-    (start,) = [command for command in config[f"{node}_start_ray_commands"] if "ray start" in command]
-    settings, _, _ = start.partition("ray start")
-    assert "RAY_AUTH_MODE=token" in settings.split()
+    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    (start,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in start
+
+
+def test_no_directory_is_shared() -> None:
+    text = (ROOT / "cluster.yaml").read_text(encoding="utf8")
+    assert "nfs" not in text
+    assert "/mnt" not in text
+    config = yaml.safe_load(text)
+    assert not any(option.startswith(("-v", "--volume")) for option in config["docker"]["run_options"])
+    profiles = [node["node_config"]["IamInstanceProfile"]["Arn"] for node in config["available_node_types"].values()]
+    assert len(set(profiles)) == 1
+
+
+def test_shared_memory_passes_the_doctor() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf8"))
+    options = [*config["docker"]["run_options"], *config["docker"].get("worker_run_options", [])]
+    assert not any("--shm-size" in option for option in options)  # else the launcher would not measure the node
+    launcher = 1.1 * DEFAULT_OBJECT_STORE_MEMORY_PROPORTION  # of the memory that is free: see `_auto_configure_shm`
+    assert launcher * 0.95 >= OBJECT_STORE_SHARE
 
 
 def _pinned_ray() -> str:

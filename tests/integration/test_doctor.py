@@ -22,6 +22,7 @@ def test_a_ready_machine_passes_and_every_doubt_has_a_remedy() -> None:
     assert all(check.remedy for check in checks if check.status != "ok")
     assert "4 CPUs" in found["ray"].detail
     assert found["a task"].detail.startswith("ran with ray_recsys ")
+    assert (found["node auth"].status, found["node auth"].detail) == ("ok", "the token is required on all nodes (1)")
     assert found["trainers"].status == "ok"
     assert (found["replicas"].status, found["replicas"].detail) == ("ok", "2 Serve replicas need 0.5 CPUs")
 
@@ -77,6 +78,7 @@ def test_a_check_that_cannot_be_made_fails_alone(monkeypatch: pytest.MonkeyPatch
 
 OPEN = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 TOKEN = {"RAY_AUTH_MODE": "token"}
+TO = "export RAY_AUTH_MODE=token"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,11 @@ TOKEN = {"RAY_AUTH_MODE": "token"}
         (TOKEN, False, ("fail", "mode token, no token", "ray get-auth-token --generate")),
         (OPEN | TOKEN, True, ("ok", "mode token, a token", "")),
         (TOKEN | {"RAY_AUTH_TOKEN": "x"}, False, ("ok", "mode token, a token", "")),
-        (OPEN, True, ("ok", "mode unset, a token", "")),  # Ray then turns authentication on
+        (
+            OPEN,
+            True,
+            ("warn", "on a node without the token, anyone who reaches the dashboard's port or the replicas' gR", TO),
+        ),
     ],
 )
 def test_open_ports_are_found(
@@ -111,6 +117,23 @@ def test_open_ports_are_found(
     assert detail in check.detail
     assert check.remedy.startswith(remedy)
     assert bool(check.remedy) == bool(remedy)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "status", "named"),
+    [
+        ([("10.0.0.1", (True, True)), ("10.0.0.2", (True, True))], "ok", "all nodes (2)"),
+        ([("10.0.0.1", (True, True)), ("10.0.0.2", (False, True))], "fail", "on 10.0.0.2: anyone who reaches the gRPC"),
+        ([("10.0.0.1", (False, False)), ("10.0.0.2", (True, True))], "warn", "on 10.0.0.1: anyone who reaches Ray"),
+    ],
+)
+def test_nodes_that_require_no_token_are_named(
+    nodes: list[tuple[str, tuple[bool, bool]]], status: str, named: str
+) -> None:
+    check = doctor._judge_nodes(nodes)
+    assert check.status == status
+    assert named in check.detail
+    assert bool(check.remedy) == (status != "ok")
 
 
 def test_a_ray_that_cannot_be_joined_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

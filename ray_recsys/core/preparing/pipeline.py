@@ -44,6 +44,7 @@ from ray_recsys.storage.location import Location, LocationLike
 
 ROWS_PER_PARTITION = 1_000_000
 MIN_PARTITIONS = 4
+_OTHER_FILES = "the input files differ in names, sizes or times of modification"
 _SECTIONS = ("input", "items", "prepare", "split")
 
 
@@ -126,7 +127,7 @@ def _finished(output: Location, identity: str, recipe: Recipe) -> PreparedManife
     if manifest.input_fingerprint == identity:
         return manifest
     raise ArtifactError(
-        f"{output} holds a different prepared set ({describe_difference(manifest, recipe)})",
+        f"{output} holds a different prepared set ({describe_difference(manifest, recipe) or _OTHER_FILES})",
         remedy="give another --output, or --overwrite to replace it",
     )
 
@@ -231,10 +232,10 @@ def fingerprint(files: Sequence[LogFile], side_files: Sequence[LogFile], recipe:
 
 
 def describe_difference(manifest: PreparedManifest, recipe: Recipe) -> str:
-    """Returns how a finished prepared set differs from the requested one, e.g. `split.method: was 'a', now 'b'`."""
+    """Returns how a prepared set's recipe differs from another, e.g. `split.method: was 'a', now 'b'`; empty: not."""
     then, now = _flat(relevant_sections(manifest.recipe)), _flat(relevant_sections(recipe))
     changed = [f"{key}: was {then[key]!r}, now {now[key]!r}" for key in now if then[key] != now[key]]
-    return "; ".join(changed) or "the input files differ in names, sizes or times of modification"
+    return "; ".join(changed)
 
 
 def relevant_sections(recipe: Recipe) -> dict[str, Any]:
