@@ -83,7 +83,7 @@ def test_stamps_in_a_directory_that_others_can_write_are_not_believed(tmp_path: 
 def test_a_bundle_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(tmp_path / "bundle", make_prepared_set(tmp_path / "prepared"))
     hashed: list[str] = []
-    monkeypatch.setattr("ray_recsys.core.recommending.bundle.verify_file", lambda _, name, __: hashed.append(name))
+    monkeypatch.setattr("ray_recsys.core.artifact.verify_file", lambda _, name, __: hashed.append(name))
     for _ in range(3):
         Bundle.open(tmp_path / "bundle")
     assert len(hashed) == len(set(hashed)) > 8

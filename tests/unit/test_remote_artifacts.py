@@ -84,9 +84,9 @@ def test_a_run_in_a_bucket_starts_finishes_and_is_refused_where_it_is_damaged(
 
 def test_a_lease_keeps_others_out_until_it_ends(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     run = bucket / "run"
-    monkeypatch.setattr(lease, "_LEASE_S", 0.8)
+    monkeypatch.setattr(lease, "_LEASE_S", 2.0)
     with leased(run):
-        time.sleep(1.2)  # renewed meanwhile
+        time.sleep(2.5)  # renewed meanwhile
         with pytest.raises(ArtifactError, match=f"{run} is in use by process"), leased(run):
             pytest.fail("two hold it")
     assert not is_file(run / LEASE)

@@ -134,7 +134,7 @@ def test_a_run_is_trained_by_one_process_at_a_time_and_a_killed_one_does_not_hol
     holder = spawn.Process(target=hold, args=(tmp_path / "run", is_held, end), daemon=True)
     holder.start()
     assert is_held.wait(60)
-    with pytest.raises(ArtifactError, match=f"trained by process {holder.pid} on "), leased(tmp_path / "run"):
+    with pytest.raises(ArtifactError, match=f"in use by process {holder.pid} on "), leased(tmp_path / "run"):
         pytest.fail("two hold it")
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
