@@ -134,7 +134,7 @@ def test_too_large_a_request_fails_at_once() -> None:
 def test_nodes_that_start_on_demand_are_waited_for() -> None:
     lines: list[Event] = []
     recipe = recipe_of("cluster.cpus_per_worker=8", "cluster.wait_for_nodes=true", "cluster.placement='task'")
-    assert require_workers(recipe.cluster, report=lines.append) == FeedResources("task", 0.25, 1)
+    assert require_workers(recipe.cluster, report=lines.append) == FeedResources("task", 1.0, 2)
     assert [str(line).partition(" (")[0] for line in lines] == ["waiting for nodes: 2 train workers need 16.5 CPUs"]
 
 

@@ -150,7 +150,7 @@ def test_the_parzen_estimator_searches_too(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> None:
-    data = make_prepared_set(tmp_path / "data", num_users=300)
+    data = make_prepared_set(tmp_path / "data", num_users=3000)  # epochs of a second: killed between them
     killed: list[int] = []
     lines: list[Event] = []
 
