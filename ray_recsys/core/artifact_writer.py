@@ -99,8 +99,9 @@ def draft(final: LocationLike, *, overwrite: bool = False) -> Iterator[Location]
         yield parts
         replace_pointer(location / MANIFEST, read_text(parts / MANIFEST), before)
     except BaseException:
-        with suppress(RecsysError):
-            delete_tree(parts)
+        with suppress(RecsysError):  # a manifest whose upload seemed to fail may have arrived: its files must stay
+            if parts.name not in (read_pointer(location / MANIFEST).text or ""):
+                delete_tree(parts)
         raise
     with suppress(RecsysError):  # the new one is there, whatever becomes of the old one
         _delete_old_parts(location, parts.name, before.text)

@@ -106,7 +106,7 @@ class ImpressionSink:
                 if self._size() >= self._max_bytes:
                     raise OSError(f"serve.impressions_max_gb is reached: {self._max_bytes / 1e9:g} GB")
                 _write_file(self._directory / f"date={date}" / f"hour={hour}", part)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: an id that is no UTF-8
                 self.num_dropped += len(part)
                 logger.error("%d impressions dropped: %s", len(part), error)
             else:

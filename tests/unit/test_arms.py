@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -183,3 +184,13 @@ def test_impressions_are_dropped_and_counted_when_there_is_no_room(
     blocked.stop()
     assert (blocked.num_written, blocked.num_dropped) == (0, 5)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_id_that_is_no_utf8_costs_its_batch_and_not_the_next_one(tmp_path: Path) -> None:
+    sink = ImpressionSink(tmp_path, max_bytes=1e9)
+    sink.add(replace(_impression(), user_id="\ud800"))
+    sink.stop()
+    assert (sink.num_written, sink.num_dropped) == (0, 1)
+    sink.add(_impression())
+    sink.stop()
+    assert (sink.num_written, sink.num_dropped) == (1, 1)

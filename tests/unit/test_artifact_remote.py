@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,3 +175,18 @@ def test_links_and_unlisted_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(directory)  # the artefact itself may be reached through one
     assert content(Location.of(tmp_path / "link")) == b"1"
     delete_tree(Location.of(directory))
+
+
+def test_a_manifest_that_arrived_although_its_upload_seemed_to_fail_keeps_its_files(
+    bucket: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrives = artifact_writer.replace_pointer
+
+    def loses_the_answer(*args: Any) -> None:
+        arrives(*args)
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(artifact_writer, "replace_pointer", loses_the_answer)
+    with pytest.raises(StorageError, match="no answer"), draft(bucket / "set") as root:
+        write(root, b"1")
+    assert content(bucket / "set") == b"1"
