@@ -27,6 +27,7 @@ from typing import Any
 from ray_recsys.errors import IntegrityError, StageError
 from ray_recsys.storage.files import check_name, explained
 from ray_recsys.storage.location import Location
+from ray_recsys.storage.locks import lock_file
 
 DIRECTORY = "RAY_RECSYS_CACHE"
 LIMIT_GB = "RAY_RECSYS_CACHE_GB"
@@ -61,7 +62,7 @@ def fetch(source: Location, files: Mapping[str, Mapping[str, Any]]) -> LocalCopy
         return LocalCopy(Path(source))
     entry = _own_directory() / _key(files)
     while True:
-        descriptor = _lock(entry.with_suffix(".lock"), fcntl.LOCK_SH)
+        descriptor = lock_file(entry.with_suffix(".lock"), fcntl.LOCK_SH)
         if entry.is_dir():
             os.utime(descriptor)
             return LocalCopy(entry, _Held(descriptor))
@@ -100,28 +101,9 @@ def _key(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _lock(path: Path, kind: int) -> int:
-    """Returns a descriptor of a lock file, locked; waits for it.
-
-    Raises:
-        BlockingIOError: `kind` has LOCK_NB and somebody holds a lock that excludes this one.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, kind)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # somebody removed the file, so the lock is worth nothing
-
-
 @contextmanager
 def _locked(path: Path, kind: int) -> Iterator[None]:
-    descriptor = _lock(path, kind)
+    descriptor = lock_file(path, kind)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -29,3 +30,22 @@ class NoHold:
 
     def release(self) -> None:
         """Does nothing."""
+
+
+def lock_file(path: Path, kind: int) -> int:
+    """Returns a descriptor of a lock file, locked; waits for it.
+
+    Raises:
+        BlockingIOError: `kind` has LOCK_NB and somebody holds a lock that excludes this one.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, kind)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # somebody removed the file, so the lock is worth nothing

@@ -1,5 +1,6 @@
 """The cache of remote files on a node: downloaded once, verified, bounded, and safe under concurrent readers."""
 
+import fcntl
 import gc
 import hashlib
 import os
@@ -15,6 +16,7 @@ from ray_recsys.errors import IntegrityError, StageError
 from ray_recsys.storage.cache import LIMIT_GB, LocalCopy, cache_directory, fetch
 from ray_recsys.storage.files import write_bytes
 from ray_recsys.storage.location import Location
+from ray_recsys.storage.locks import lock_file
 from tests.contracts import ROOT
 from tests.object_store import Faults, faulty, use_store
 
@@ -50,6 +52,7 @@ def test_each_file_is_downloaded_once_by_many_readers_and_processes(
         program = f"""
 from ray_recsys.storage.cache import fetch
 from ray_recsys.storage.location import Location
+from ray_recsys.storage.locks import lock_file
 print(fetch(Location.of({str(bucket)!r}), {files!r}).path)
 """
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -136,3 +139,24 @@ def test_a_cache_of_somebody_else_is_not_used(
     monkeypatch.setattr(os, "getuid", lambda: (tmp_path / "cache").stat().st_uid + 1)
     with pytest.raises(StageError, match="belongs to another user"):
         fetch(bucket, files)
+
+
+def test_a_lock_on_a_file_that_its_last_holder_removed_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, removed = tmp_path / "lock", []
+    flock = fcntl.flock
+
+    def remove_first(descriptor: int, kind: int) -> None:
+        if not removed:
+            path.unlink()
+            removed.append(descriptor)
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    descriptor = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert removed
+    assert os.path.samestat(os.fstat(descriptor), path.stat())
+    with pytest.raises(BlockingIOError):
+        lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)

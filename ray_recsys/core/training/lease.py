@@ -14,6 +14,7 @@ from typing import Any
 from ray_recsys.errors import ArtifactError, ConflictError, RecsysError
 from ray_recsys.storage.files import delete_file
 from ray_recsys.storage.location import Location, LocationLike
+from ray_recsys.storage.locks import lock_file
 from ray_recsys.storage.pointers import Pointer, read_pointer, replace_pointer
 
 LEASE = ".lease"
@@ -39,19 +40,24 @@ def leased(path: LocationLike) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _is_held(path.parent, file.read() or "another process") from None
-        except OSError:
-            pass  # a file system without locks: nothing can be told about other processes
+    try:
+        descriptor = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _is_held(path.parent, _owner_in(path)) from None
+    except OSError:  # a file system without locks: nothing can be told about other processes
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with os.fdopen(descriptor, "r+", encoding="utf8") as file:
         file.truncate(0)
         file.write(_owner())
         file.flush()
         yield
         path.unlink(missing_ok=True)  # of no use to a finished run
+
+
+def _owner_in(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="utf8") or "another process"
+    return "another process"
 
 
 @contextmanager
