@@ -5,7 +5,7 @@
     recipe.toml                                           the recipe, as `--recipe` reads it
 
 A stage whose output is there is skipped, an unfinished training resumed. What earlier inputs led to is removed at the
-end of a run that gets as far as the gate.
+end of a run whose model is live, not of one that the gate refused.
 """
 
 import re
@@ -131,7 +131,8 @@ class Pipeline:
             if self.recipe.train.refit:
                 run = self._refit(data, run)
             gate, refusal = self._publish(data, run, force=force)
-            self._remove_superseded()
+            if refusal is None:
+                self._remove_superseded()
         return PipelineResult(
             output=self.output,
             registry=self.registry,
