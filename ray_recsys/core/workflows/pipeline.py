@@ -215,7 +215,7 @@ class Pipeline:
         made_from = self.stages.after(trained, given, bundle.SCHEMA_VERSION)
         found = StageRecord.read(self.output, "publish", digest_inputs("publish", made_from))
         # Whoever rolled the registry back since then wants the other version live: it is not published again.
-        if found is not None and found.status != "refused" and found.result["version"] in home.versions():
+        if found is not None and found.result["version"] in home.versions():
             self.stages.go("publish", made_from, lambda: None, lambda: found.result, status="skipped")
             return None, None
         manifest = Run.open(run).manifest
