@@ -170,6 +170,8 @@ def test_a_worse_model_leaves_the_old_bundle_live_until_it_is_forced(tmp_path: P
     assert statuses(worse) == {"prepare": "skipped", "train": "ran", "evaluate": "ran", "publish": "refused"}
     assert worse.live == live == Registry(tmp_path / "registry").current()
     assert worse.refusal is not None
+    # what the live model was made from is kept, and not published twice
+    assert statuses(go(GOOD)) == everything("skipped") | {"evaluate": "ran"}
     assert worse.gate is not None
     assert f"the live version has {worse.gate.live:.4f}" in worse.refusal
     assert statuses(go(WORSE))["publish"] == "refused"

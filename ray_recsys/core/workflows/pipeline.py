@@ -5,7 +5,7 @@
     recipe.toml                                           the recipe, as `--recipe` reads it
 
 A stage whose output is there is skipped, an unfinished training resumed. What earlier inputs led to is removed at the
-end of a run that gets as far as the gate.
+end of a run whose model is live, not of one that the gate refused.
 """
 
 import re
@@ -131,7 +131,8 @@ class Pipeline:
             if self.recipe.train.refit:
                 run = self._refit(data, run)
             gate, refusal = self._publish(data, run, force=force)
-            self._remove_superseded()
+            if refusal is None:
+                self._remove_superseded()
         return PipelineResult(
             output=self.output,
             registry=self.registry,
@@ -214,7 +215,7 @@ class Pipeline:
         made_from = self.stages.after(trained, given, bundle.SCHEMA_VERSION)
         found = StageRecord.read(self.output, "publish", digest_inputs("publish", made_from))
         # Whoever rolled the registry back since then wants the other version live: it is not published again.
-        if found is not None and found.status != "refused" and found.result["version"] in home.versions():
+        if found is not None and found.result["version"] in home.versions():
             self.stages.go("publish", made_from, lambda: None, lambda: found.result, status="skipped")
             return None, None
         manifest = Run.open(run).manifest

@@ -93,7 +93,8 @@ class Stages:
         record = StageRecord(
             stage=stage, digest=digest, inputs=made_from, status=status, seconds=seconds, result=result()
         )
-        record.write(self._output)
+        if status != "refused":  # else the record of what is live would be lost
+            record.write(self._output)
         self.records.append(record)
 
 
