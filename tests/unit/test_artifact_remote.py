@@ -18,6 +18,7 @@ from ray_recsys.core.artifact import (
 )
 from ray_recsys.core.artifact_writer import atomic_directory, draft
 from ray_recsys.errors import ArtifactError, ConflictError, IntegrityError, StorageError
+from ray_recsys.storage import pointers
 from ray_recsys.storage.files import delete_tree, list_folder, list_tree, read_bytes, write_bytes, written_file
 from ray_recsys.storage.location import Location
 from tests.object_store import Faults, faulty, use_store
@@ -180,7 +181,7 @@ def test_links_and_unlisted_files_are_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_arrived_although_its_upload_seemed_to_fail_keeps_its_files(
     bucket: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arrives = artifact_writer.replace_pointer
+    arrives = pointers.replace_pointer
 
     def loses_the_answer(*args: Any) -> None:
         arrives(*args)

@@ -144,7 +144,8 @@ def test_a_cache_of_somebody_else_is_not_used(
 def test_a_lock_on_a_file_that_its_last_holder_removed_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, removed = tmp_path / "lock", []
+    path = tmp_path / "lock"
+    removed: list[int] = []
     flock = fcntl.flock
 
     def remove_first(descriptor: int, kind: int) -> None:
