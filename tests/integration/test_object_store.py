@@ -35,8 +35,9 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
     def run(*arguments: object, status: int = 0) -> dict[str, Any]:
         capfd.readouterr()
-        assert main([*map(str, arguments), "--json"]) == status, capfd.readouterr().err
-        answer: dict[str, Any] = json.loads(capfd.readouterr().out)
+        code, printed = main([*map(str, arguments), "--json"]), capfd.readouterr()
+        assert code == status, printed.err + printed.out
+        answer: dict[str, Any] = json.loads(printed.out)
         return answer
 
     return run
