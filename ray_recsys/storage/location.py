@@ -127,13 +127,21 @@ LocationLike: TypeAlias = str | os.PathLike[str] | Location
 @lru_cache(maxsize=64)
 def _filesystem(scheme: str, root: str, query: str) -> "tuple[pafs.FileSystem, str]":
     """Returns the filesystem of a bucket, or of a server, and the path of its root in the filesystem."""
+    if scheme == "s3":
+        return _s3_filesystem(root, s3_options(query)), root
+    return resolve_uri(f"{scheme}://{root}/" + (f"?{query}" if query else ""))
+
+
+def resolve_uri(uri: str) -> "tuple[pafs.FileSystem, str]":
+    """Returns the filesystem of a URI, pyarrow's or else fsspec's, and the path inside it.
+
+    Raises:
+        AccessError: Neither supports the scheme.
+    """
     import fsspec
     import pyarrow as pa
     import pyarrow.fs as pafs
 
-    if scheme == "s3":
-        return _s3_filesystem(root, s3_options(query)), root
-    uri = f"{scheme}://{root}/" + (f"?{query}" if query else "")
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ray_recsys.errors import DataError
-from ray_recsys.storage.location import Location
+from ray_recsys.errors import AccessError, DataError
+from ray_recsys.storage.location import Location, resolve_uri
 
 Format = Literal["parquet", "csv", "tsv", "movielens", "jsonl", "user_lines"]
 _ENDINGS: dict[str, Format] = {
@@ -68,18 +67,9 @@ def resolve_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if uri.startswith("s3://"):
         return Location.of(uri).resolve()
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    else:
-        return filesystem, path
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise DataError(
-            f"cannot open {uri}: {error}", remedy="give a path or a URI that pyarrow or fsspec supports"
-        ) from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+        return resolve_uri(uri)
+    except AccessError as error:
+        raise DataError(error.message, remedy=error.remedy) from error
 
 
 def open_stream(file: LogFile, start: int = 0) -> pa.NativeFile:
