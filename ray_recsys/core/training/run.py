@@ -53,7 +53,7 @@ _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that decide what a run computes; the others may change when it is resumed."""
-_FREE_KEYS = ("train.checkpoint_every_s",)
+_FREE_KEYS = {"train": {"checkpoint_every_s"}}
 """Keys of these sections that may change too."""
 
 
@@ -266,16 +266,15 @@ def can_resume(path: LocationLike, start: RunStart) -> bool:
 
 def relevant_sections(recipe: Recipe) -> dict[str, Any]:
     """Returns the part of a recipe that decides what a run computes."""
-    sections = recipe.model_dump(mode="json", include={"seed", *_SECTIONS})
-    del sections["train"]["checkpoint_every_s"]
-    return sections
+    return recipe.model_dump(mode="json", include={"seed", *_SECTIONS}, exclude=_FREE_KEYS)
 
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
+    sections = [recipe.model_dump(include=set(_SECTIONS), exclude=_FREE_KEYS) for recipe in (before, now)]
     for section in _SECTIONS:
-        old, new = (getattr(recipe, section).model_dump() for recipe in (before, now))
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and f"{section}.{key}" not in _FREE_KEYS]
+        old, new = (each[section] for each in sections)
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         different += [f"{section}.{key} = {old.get(key)}, now {new.get(key)}" for key in keys]
     return different
 
