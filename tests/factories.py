@@ -91,7 +91,7 @@ def rewrite_manifest(prepared: PreparedSet, **changes: object) -> PreparedSet:
 
 def replace_user_ids(prepared: PreparedSet, partition: int, ids: list[str | None]) -> PreparedSet:
     """Returns the set with other ids of a partition's users and the manifest signed again."""
-    path = prepared.partition_path(partition)
+    path = prepared.path / prepared.manifest.partitions[partition].file
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "user_id", pa.array(ids, pa.string())), path)
     write_prepared_manifest(prepared.path, prepared.manifest, {})

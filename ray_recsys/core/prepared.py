@@ -117,10 +117,6 @@ class PreparedSet:
         """The directory of a local set."""
         return Path(self.location / self.parts)
 
-    def partition_path(self, partition: int) -> Path:
-        """Returns the path of a partition's file of a local set."""
-        return self.path / self.manifest.partitions[partition].file
-
     def verify(self, name: str | None = None) -> None:
         """Checks the content of one file against the manifest, or of all files of a local set in parallel.
 

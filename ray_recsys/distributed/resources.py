@@ -11,7 +11,6 @@ from ray_recsys.config import ClusterRecipe
 from ray_recsys.errors import ClusterError
 from ray_recsys.progress import Reporter, silent
 
-DEFAULT_CLUSTER = ClusterRecipe()
 _TOLERANCE = 1e-6  # of sums of fractional CPUs
 _WAIT_S = 3.0  # for CPUs that an earlier stage is releasing
 _MIN_TASK_CPUS = 0.25

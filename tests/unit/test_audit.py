@@ -211,7 +211,7 @@ def test_an_item_index_that_the_vocabulary_does_not_have(prepared: PreparedSet) 
 
 
 def test_user_indices_with_a_gap(prepared: PreparedSet) -> None:
-    path = prepared.partition_path(PARTITION)
+    path = prepared.path / prepared.manifest.partitions[PARTITION].file
     table = pq.read_table(path)
     user_idx = table["user_idx"].to_numpy().copy()
     user_idx[-1] += 1
@@ -239,7 +239,7 @@ def test_a_user_without_training_interactions(prepared: PreparedSet) -> None:
 
 
 def test_a_changed_byte_and_a_partition_with_other_counts(prepared: PreparedSet) -> None:
-    path = prepared.partition_path(PARTITION)
+    path = prepared.path / prepared.manifest.partitions[PARTITION].file
     change_a_byte(path)
     finding = only_finding(prepared)
     assert finding.fault == "damaged files"
@@ -358,7 +358,7 @@ class TestWholeSets:
     def test_a_damaged_partition_hides_no_fault_of_another(self, prepared: PreparedSet) -> None:
         ids = prepared.read_user_ids(1).to_pylist()
         repeated = replace_user_ids(prepared, 1, [ids[1], *ids[1:]])
-        change_a_byte(repeated.partition_path(2))
+        change_a_byte(repeated.path / repeated.manifest.partitions[2].file)
         faults = {finding.fault: finding.count for finding in audit(prepared.path, EXECUTOR).findings}
         assert faults["damaged files"] == 1
         assert faults["user ids that are null or repeated"] == 1

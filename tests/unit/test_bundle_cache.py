@@ -117,7 +117,7 @@ def test_the_event_loop_is_free_while_a_version_is_opened(registry: Registry, mo
 
 def test_a_damaged_version_is_checked_again_at_the_next_request(registry: Registry, opened: list[str]) -> None:
     version = registry.versions()[0]
-    damaged = registry.bundle_path(version) / "seen_items.npy"
+    damaged = Path(registry.locate(version)) / "seen_items.npy"
     content = damaged.read_bytes()
     change_a_byte(damaged)
 

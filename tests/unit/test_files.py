@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from ray_recsys.core.files import read_arrow, write_array, write_arrow
 from ray_recsys.storage.files import atomic_file
 
 
@@ -51,13 +48,3 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
         second.write_text("second", encoding="utf8")
     assert path.read_text(encoding="utf8") == "first", "the last to finish"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_arrow_and_numpy_files_come_back(tmp_path: Path) -> None:
-    table = pa.table({"id": ["a", None, "b"], "n": [1, 2, 3]})
-    write_arrow(table, tmp_path / "table.arrow")
-    assert read_arrow(tmp_path / "table.arrow").equals(table)
-    values = np.arange(6, dtype=np.int32).reshape(2, 3)
-    write_array(values, tmp_path / "values.npy")
-    np.testing.assert_array_equal(np.load(tmp_path / "values.npy", mmap_mode="r"), values)
-    assert len(list(tmp_path.iterdir())) == 2

@@ -141,7 +141,7 @@ def test_rounding_and_ties_pass_the_smoke_queries_and_other_scores_do_not(
 
 
 def _damage_live(registry: Registry, kind: str) -> None:
-    path = registry.bundle_path(registry.current())
+    path = Path(registry.locate(registry.current()))
     if kind == "truncated file":
         (path / VECTORS).write_bytes(b"damaged")
     elif kind == "refused":
@@ -193,8 +193,8 @@ def test_a_swap_to_a_refused_version_is_reported_until_a_good_one_comes(tmp_path
     live = LiveBundle(cache, LocalStages(cache), poll_s=0.01)
     good = live.bundle.version
     bad = publish_bundle(registry.path, prepared, seed=2)
-    _two_item_index(registry.bundle_path(bad))
-    sign_again(registry.bundle_path(bad))
+    _two_item_index(Path(registry.locate(bad)))
+    sign_again(Path(registry.locate(bad)))
 
     async def run() -> None:
         live.start()

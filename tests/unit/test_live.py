@@ -87,7 +87,7 @@ def test_a_damaged_version_goes_live_once_it_is_repaired(registry: Registry, tmp
     live = LiveBundle(BundleCache(registry.path, no_stage), FakeStages(), poll_s=POLL_S)
     before = live.bundle.version
     version = _publish(registry, tmp_path)
-    damaged = next(path for path in registry.bundle_path(version).rglob("*.safetensors"))
+    damaged = next(path for path in Path(registry.locate(version)).rglob("*.safetensors"))
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1])
 

@@ -27,7 +27,7 @@ def test_items_and_histories_are_those_of_prepare(tmp_path: Path) -> None:
     prepared = PreparedSet.open(tmp_path / "prepared")
     items = prepared.read_items()
     assert pq.read_table(tmp_path / "items.parquet").cast(items.schema).equals(items)
-    tables = [pq.read_table(prepared.partition_path(p)) for p in range(len(prepared.manifest.partitions))]
+    tables = [pq.read_table(prepared.path / partition.file) for partition in prepared.manifest.partitions]
     ours = pa.concat_tables(tables).drop_columns("user_idx").sort_by("user_id")
     theirs = pq.read_table(tmp_path / "users.parquet").drop_columns("user_idx").sort_by("user_id")
     assert ours.num_rows > 300

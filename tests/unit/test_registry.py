@@ -47,7 +47,7 @@ def test_rollbacks_walk_back_through_the_good_versions(registry: Registry) -> No
 
 def test_a_damaged_version_is_not_rolled_back_to(registry: Registry) -> None:
     live, previous, *_ = registry.good()
-    (registry.bundle_path(previous) / "recall_vectors.npy").write_bytes(b"damaged")
+    (Path(registry.locate(previous)) / "recall_vectors.npy").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"recall_vectors\.npy"):
         registry.rollback()
     assert registry.current() == live
@@ -103,7 +103,7 @@ def test_the_gate_compares_only_what_was_measured_on_the_same_data(registry: Reg
 
 
 def test_a_damaged_live_version_does_not_stop_its_replacement(registry: Registry, prepared: PreparedSet) -> None:
-    (registry.bundle_path(registry.current()) / "manifest.json").write_text("{")
+    (Path(registry.locate(registry.current())) / "manifest.json").write_text("{")
     gate = compare_with_live(registry, {"NDCG@10": 0.01}, prepared.manifest.input_fingerprint, BundleRecipe())
     assert not gate.is_worse
     assert "cannot be read" in gate.describe()

@@ -107,10 +107,6 @@ class Registry:
         self._check_there(version, place="asked for")
         return self.location / version
 
-    def bundle_path(self, version: str) -> Path:
-        """Returns the directory of a version in a local registry; see `locate`."""
-        return Path(self.locate(version))
-
     def open(self, version: str | None = None) -> Bundle:
         """Returns the bundle of a version, or the live one, after checking it.
 
