@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -167,8 +168,7 @@ class Trainer:
         """Returns the trained model, of the average weights if there are any; it shares them with the trainer."""
         if self.average is None or not self.average.n_averaged:
             return self.model.export()
-        averaged: GradientModel = self.average.module
-        return averaged.export()
+        return cast("GradientModel", self.average.module).export()
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""
