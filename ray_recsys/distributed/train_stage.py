@@ -10,15 +10,16 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ray_recsys.config import ClusterRecipe
 from ray_recsys.core.training.checkpoint import newest_checkpoint, read_progress
 from ray_recsys.core.training.run import RAY_STORAGE
 from ray_recsys.core.training.trainer import is_done
+from ray_recsys.distributed.process_group import TorchGroup
 from ray_recsys.distributed.progress_channel import progress_channel
 from ray_recsys.distributed.train_errors import explain_failure
 from ray_recsys.distributed.train_worker import WorkerArgs, train_worker
@@ -33,7 +34,7 @@ _V2: Any = ray.train
 """Ray replaces its classes by those of Train V2 when it is imported; a type checker sees the old ones."""
 
 
-class _Trainer(ray.train.torch.TorchTrainer):
+class _Trainer(DataParallelTrainer):
     """Ray's trainer without two processes of which nothing here has use, and for which its workers would wait.
 
     One would split Train's own datasets. The other would remove the placement group of a lost controller, which Ray
@@ -42,7 +43,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        default: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2
+        default: list[Any] = super()._create_default_callbacks()
         return [callback for callback in default if not isinstance(callback, unused)]
 
 
@@ -63,6 +64,7 @@ def run_stage(args: WorkerArgs, report: Reporter) -> Location:
     with progress_channel(report) as progress, _start_timeout(cluster):
         trainer = _Trainer(
             train_worker,
+            backend_config=TorchGroup(cluster.use_gpu),
             train_loop_config={"args": args.model_dump(), "progress": progress},
             scaling_config=_V2.ScalingConfig(
                 num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,

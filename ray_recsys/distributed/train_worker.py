@@ -14,7 +14,7 @@ from typing import Any
 
 import ray.train
 import ray.train.collective
-import ray.train.torch
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
@@ -112,7 +112,7 @@ def train_worker(config: dict[str, Any]) -> Any:
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
-        device=ray.train.torch.get_device(),
+        device=_device(args.recipe.cluster),
         wrap=data_parallel,
         users=users,
     )
@@ -150,6 +150,18 @@ def _initial_model(prepared: PreparedSet, args: WorkerArgs, users: range | None)
     if users is not None:
         model.keep_users(users)
     return model
+
+
+def _device(cluster: ClusterRecipe) -> torch.device:
+    """Returns where this worker trains; its GPU is this thread's current one afterwards."""
+    if not cluster.use_gpu:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # a second of imports that a CPU's worker does without
+
+    device = get_device()
+    assert isinstance(device, torch.device)
+    torch.cuda.set_device(device)
+    return device
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
