@@ -75,7 +75,7 @@ def test_the_whole_path_in_a_bucket(place: Location, tmp_path: Path, command: Co
     assert {v["state"] for v in command("registry", "list", "--registry", registry)["versions"]} == {"live", ""}
 
     command("recommend", "--bundle", registry, "--output", place / "lists", "--k", 5)
-    assert list_tree(place / "lists") == ["_SUCCESS", "part-00000.parquet"]
+    assert list_tree(place / "lists") == ["_SUCCESS", "_job.json", "part-00000.parquet"]
     with open_input(place / "lists" / "part-00000.parquet") as file:
         lists = pq.read_table(file).to_pandas()
     pq.write_table(pa.table({"user_id": ["user-00"], "item_id": ["item-00"]}), tmp_path / "pairs.parquet")
