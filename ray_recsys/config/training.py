@@ -48,6 +48,9 @@ class TrainRecipe(Section):
     """After the warm-up: constant, or falling linearly to 0 at the end of the last epoch."""
     l2: float = Field(default=0.0, ge=0)
     """L2 on the embedding rows that a batch touches, per sample."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Validation and the trained model use an exponential moving average of the weights over steps, with this decay a
+    step: about the mean of the last 1 / (1 - decay) steps. None: the weights themselves. Needs `optimizer = "adam"`."""
     num_seeds: PositiveInt = 1
     """Trains the model with as many seeds, from the recipe's own on; the result is one model, whose scores are the mean
     of theirs. It costs as many times the training, the memory and the time of a request. With a refit, the first seed
@@ -65,6 +68,14 @@ class TrainRecipe(Section):
     validate_every_epochs: PositiveInt = 1
     max_validation_users: PositiveInt = 20_000
     """Users (the first by a hash of their index) whose validation NDCG@10 decides."""
+
+    @model_validator(mode="after")
+    def _averages_all_rows(self) -> Self:
+        if self.ema_decay is not None and self.optimizer == "sparse_adam":
+            raise ValueError(
+                'ema_decay averages every row at every step; set optimizer = "adam", or ema_decay = "none"'
+            )
+        return self
 
 
 class ClusterRecipe(Section):

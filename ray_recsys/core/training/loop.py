@@ -190,7 +190,7 @@ def _measure(trainer: Trainer, validation: Validation) -> MetricSums:
     """Returns the sums over all workers' users; an error of one is raised on all, which would wait for it otherwise."""
     mine: MetricSums | RecsysError
     try:
-        mine = validation.measure(trainer.model.export())
+        mine = validation.measure(trainer.export())
     except RecsysError as error:
         mine = error
     parts = [mine]
