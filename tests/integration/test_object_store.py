@@ -1,6 +1,9 @@
 """The whole path in a bucket: a log in, recommendations out, and nothing that two nodes share but the bucket."""
 
 import json
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_recsys.cli import main
+from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.registry import Registry
+from ray_recsys.distributed.serve.local import serve
 from ray_recsys.storage.files import list_folder, list_tree, open_input, upload
 from ray_recsys.storage.location import Location
 from tests.app_client import AppClient, local_api
-from tests.factories import write_log
+from tests.bundles import publish_bundle
+from tests.factories import make_prepared_set, write_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -90,3 +96,38 @@ def test_the_whole_path_in_a_bucket(place: Location, tmp_path: Path, command: Co
     expected = lists[lists["user_id"] == "user-07"]["item_id"].tolist()
     assert [item["item_id"] for item in answer["items"]] == expected
     assert Registry(registry).prune(1) == ([], [])
+
+
+def test_a_bundle_in_a_bucket_is_swapped_and_rolled_back_under_requests(place: Location, tmp_path: Path) -> None:
+    prepared, registry = make_prepared_set(tmp_path / "set"), Registry(place / "registry")
+    first = publish_bundle(registry.location, prepared, seed=1)
+    seen: list[str] = []
+    is_over = threading.Event()
+    with serve(registry.location, ServeRecipe(port=0)) as address:
+
+        def ask_on() -> None:
+            while not is_over.is_set():
+                with urllib.request.urlopen(f"{address}/v1/recommend/user-00003", timeout=30) as response:
+                    seen.append(json.load(response)["bundle"])
+
+        client = threading.Thread(target=ask_on)
+        client.start()
+        try:
+            second = publish_bundle(registry.location, prepared, seed=2)
+            _wait_for(second, seen)
+            registry.rollback()
+            _wait_for(first, seen)
+        finally:
+            is_over.set()
+            client.join()
+    assert set(seen) == {first, second}
+
+
+def _wait_for(version: str, seen: list[str]) -> None:
+    """Returns once answers come from a version; a request that fails ends the client, and so the wait."""
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        if seen[-1:] == [version]:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{version} did not go live; the last answers are {seen[-3:]}")

@@ -1,4 +1,8 @@
-"""Recommendations of many users as rows of a table: the lists that HTTP gives, made a batch of users at a time."""
+"""Recommendations of many users as rows of a table: the lists that HTTP gives, made a batch of users at a time.
+
+The sums of a batch are rounded otherwise than those of one request. Where two scores are so close that this could
+change their order, the user's candidates are reranked alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ from ray_recsys.core.recommending.recommender import Query, Recommendations, Rec
 from ray_recsys.core.vocabulary import Lookup
 
 USERS_PER_CALL = 64
+_ROUNDING = 2e-6  # of a user's largest score: how far a difference of two scores was seen to move, and a bit
 _SOURCES: tuple[Source, ...] = ("two-stage", "popular")
 
 
@@ -73,11 +78,32 @@ class ListRows:
         known = np.flatnonzero(users.is_known)
         for first in range(0, len(known), USERS_PER_CALL):
             rows = known[first : first + USERS_PER_CALL]
-            queries = [Query(idx, k=self.k, num_candidates=self.num_candidates) for idx in users.idx[rows].tolist()]
-            candidates = self.recommender.recaller.recall_all(queries)
-            for row, answer in zip(rows, self.recommender.reranker.rerank_all(queries, candidates), strict=True):
+            for row, answer in zip(rows, self._answer_all(users.idx[rows].tolist()), strict=True):
                 answers[row] = answer
         return answers
+
+    def _answer_all(self, user_idx: list[int]) -> list[Recommendations]:
+        recommender = self.recommender
+        # one item more, to see whether the last place is a close call; recall finds at least k
+        k = self.k + (self.num_candidates > self.k)
+        queries = [Query(idx, k=k, num_candidates=self.num_candidates) for idx in user_idx]
+        candidates = recommender.recaller.recall_all(queries)
+        answers = [
+            recommender.reranker.rerank(query, found) if _is_close_call(answer) else answer
+            for query, found, answer in zip(
+                queries, candidates, recommender.reranker.rerank_all(queries, candidates), strict=True
+            )
+        ]
+        return [
+            Recommendations(answer.item_idx[: self.k], answer.scores[: self.k], answer.source) for answer in answers
+        ]
+
+
+def _is_close_call(answer: Recommendations) -> bool:
+    """Returns whether rounding could have changed the order of the items."""
+    if len(answer.scores) < 2:
+        return False
+    return bool((answer.scores[:-1] - answer.scores[1:]).min() <= _ROUNDING * np.abs(answer.scores).max())
 
 
 def _taken(values: pa.Array | pa.ChunkedArray, rows: Int64s) -> pa.Array:
