@@ -25,7 +25,7 @@ class RecsysError(Exception):
     """Root of every error that the package raises on purpose.
 
     Args:
-        message: What is wrong: the offending value and the place.
+        message: What is wrong: the offending value and where it is.
         remedy: What to do about it; shown after the message.
     """
 
@@ -97,7 +97,7 @@ class StorageError(RecsysError):
 
 
 class ConflictError(RecsysError):
-    """Another process changed the same thing meanwhile; nothing was overwritten."""
+    """Another process changed the same file meanwhile; nothing was overwritten."""
 
 
 class StageError(RecsysError):

@@ -75,7 +75,7 @@ class InputRecipe(FileFormat):
     @model_validator(mode="before")
     @classmethod
     def _without_times(cls, data: Any) -> Any:
-        """Lines of users have no times, so nobody needs to say it."""
+        """Sets the columns that lines of users imply: they have no times."""
         if isinstance(data, Mapping) and data.get("format") == "user_lines":
             return {"timestamp_column": None, **data}
         return data
@@ -109,11 +109,11 @@ class PrepareRecipe(Section):
     """Which interactions are kept."""
 
     deduplicate: Literal["first", "last", "highest_rating", "count"] = "last"
-    """Which of a pair's interactions is kept; `count`: the last, with the number of them as its repetition."""
+    """Interaction kept of a repeated (user, item) pair; `count`: the last, with their number as its repetition."""
     min_rating: float | None = None
     """Interactions rated lower are dropped, after deduplication."""
     max_interactions_per_user: PositiveInt = 1_000_000
-    """A user with more rows in the log, repetitions included, is a robot: all its rows are dropped."""
+    """A user with more rows in the log, repetitions included, counts as a robot: all its rows are dropped."""
     min_interactions_per_user: PositiveInt = 1
     min_interactions_per_item: PositiveInt = 1
     filter: Literal["once", "k_core"] = "once"

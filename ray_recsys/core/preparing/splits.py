@@ -165,7 +165,7 @@ def find_cut(histogram: Histogram, time_range: tuple[int, int], num_before: int)
 
 
 def count_times(bins: tuple[int, int, int, int], _number: int, block: Block) -> tuple[None, Sequence[Int64s]]:
-    """Leaves how many of a block's times fall into each bin, int64[bins]; others are not counted.
+    """Outputs the number of a block's times in each bin, int64[bins]; others are not counted.
 
     Args:
         bins: (time unit in microseconds, low, width, number of bins).

@@ -1,4 +1,4 @@
-"""A first recipe for a log that nobody has described: each guess has its reason and the alternatives beside it."""
+"""A first recipe for an undescribed log: each guess is commented with its reason and the alternatives."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def write_starter(directory: Path, inputs: Sequence[str], known: InputRecipe) ->
         known: Columns of users and items that are set in it are not guessed.
 
     Raises:
-        InputError: One of the files is there already.
+        InputError: One of the files exists already.
         DataError: The log cannot be read, or has no column for users or items.
     """
     recipe, config = directory / RECIPE, directory / SERVE_CONFIG
