@@ -84,6 +84,6 @@ def _panel(name: str, points: Sequence[tuple[int, float]]) -> str:
 
 
 def _scale(value: float, low: float, high: float, start: int, end: int) -> float:
-    """Returns where a value lies between two pixels; in their middle if all values are equal."""
+    """Returns a value's coordinate between two pixels; their middle if all values are equal."""
     share = (value - low) / (high - low) if high > low else 0.5
     return start + share * (end - start)

@@ -18,7 +18,7 @@ _SHIPPED_SERVE_CONFIG = Path(__file__).parents[2] / "recipes" / SERVE_CONFIG
 
 
 class StarterFiles(BaseModel):
-    """What was written, and the columns that were chosen."""
+    """The written files and the chosen columns."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,7 +73,7 @@ def _serve_config() -> str:
 def _lines(sample: LogSample, guess: LogGuess, inputs: Sequence[str]) -> Iterator[str]:
     yield f"# A recipe for {', '.join(inputs)}, by `ray-recsys init`."
     yield "# Its lines are guesses: read them, then try `ray-recsys recipe check --recipe THIS_FILE --input LOG`."
-    yield "# `ray-recsys recipe explain SECTION` says what else can be set."
+    yield "# `ray-recsys recipe explain SECTION` lists the other settings."
     yield "#"
     yield f"# Columns in the first {sample.num_rows:,} rows of {sample.file.uri}:"
     width = max(len(column.name) for column in sample.columns)
