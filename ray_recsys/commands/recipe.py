@@ -11,7 +11,7 @@ from ray_recsys.storage.location import Location
 
 
 class RecipeCheck(BaseModel):
-    """What a recipe was checked against."""
+    """Result of a recipe's check."""
 
     valid: bool = True
     log_files: int | None = None

@@ -49,7 +49,7 @@ class Rollback(BaseModel):
 
 
 class Pruned(BaseModel):
-    """What prune removed, and what it kept because a process serves it."""
+    """Removed versions, and old ones that were kept because a process serves them."""
 
     removed: list[str]
     in_use: list[str]
@@ -143,7 +143,7 @@ def end(invocation: Invocation, *, path: Location, arm: str) -> None:
 )
 @takes_invocation
 def ab(invocation: Invocation, *, impressions: Location, log: tuple[Location, ...], window_days: float) -> None:
-    """Compares the arms of an experiment: how often their users chose what they were shown."""
+    """Compares the arms of an experiment: how often their users chose recommended items."""
     from ray_recsys.core.workflows.ab import LogColumns, compare_arms
     from ray_recsys.errors import InputError
 

@@ -50,7 +50,7 @@ def publish(
 
     With --arm the live bundle stays, and the new one serves a share of the users.
     """
-    from ray_recsys.core.workflows.publish import Beside
+    from ray_recsys.core.workflows.publish import ArmSpec
     from ray_recsys.core.workflows.publish import publish as run
     from ray_recsys.trackers.tracker import tag_published
 
@@ -63,7 +63,7 @@ def publish(
             executor,
             recall_run=recall_run,
             force=force,
-            beside=None if arm is None else Beside(arm, percent, shadow),
+            arm=None if arm is None else ArmSpec(arm, percent, shadow),
             report=invocation.report,
         )
     tag_published(run_path, result.version, invocation.report)

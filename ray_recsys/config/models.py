@@ -47,7 +47,7 @@ class SimilarityRecipe(Section):
 
 
 class HistoryWeightsRecipe(Section):
-    """How much each item of a user's history counts when that user's items are scored."""
+    """Weights of the items of a user's history in scoring."""
 
     recency_half_life: float | None = Field(default=None, gt=0)
     """Half-life of a history item's weight, in interactions before the user's last; None: all weigh 1."""
@@ -190,7 +190,7 @@ class PretrainRecipe(Section):
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of the GMF branch in the fused logit, alpha x GMF + (1 - alpha) x MLP; only if both are trained first."""
     gmf_model: Literal["gmf", "mf"] = "gmf"
-    """What the GMF branch is trained as: GMF with its output weights, as in the paper, or plain MF."""
+    """Model of the pre-trained GMF branch: GMF with its output weights, as in the paper, or plain MF."""
     gmf: BranchRecipe | None = BranchRecipe()
     """None: this branch starts from scratch."""
     mlp: BranchRecipe | None = BranchRecipe()
@@ -214,7 +214,7 @@ class NeuMFRecipe(MLPBranchRecipe):
     gmf_output: bool = True
     """Whether the GMF branch has output weights, as in the paper; without them it is a plain inner product."""
     recent_items: int = Field(default=0, ge=0)
-    """How many of the user's latest items before the one to be predicted add to the user's vectors; 0: none, as in the
+    """Number of the user's latest items before the predicted one that add to the user's vectors; 0: none, as in the
     paper."""
     recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
     """The recent items enter as weighted means, one per half-life, which counts items."""

@@ -61,7 +61,7 @@ class ServeRecipe(Section):
     rerank_replicas: PositiveInt = 1
     fused: bool = True
     """Both stages run in the ingress's replicas, with no hop between processes: the fastest where one replica holds the
-    bundle; false: each stage has replicas of its own, so that they scale apart."""
+    bundle; false: each stage has its own replicas and scales separately."""
     max_waiting: PositiveInt = 256
     """Requests that may wait in an ingress replica; it refuses more with 503, rather than answer them late."""
     timeout_s: float = Field(default=10.0, gt=0)

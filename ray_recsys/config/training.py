@@ -12,7 +12,7 @@ class FeedRecipe(Section):
     """The epoch stream: positives, their weights and their negatives."""
 
     num_negatives: PositiveInt = 4
-    """Negatives per positive, drawn anew each epoch."""
+    """Negatives per positive, resampled every epoch."""
     negatives: Literal["uniform", "popularity"] = "uniform"
     popularity_alpha: float = Field(default=0.75, ge=0, le=1)
     """Negatives by count^alpha, if `negatives` is popularity."""
@@ -98,7 +98,7 @@ class ClusterRecipe(Section):
     """Train on with this many workers or more while nodes are lost; None: wait for all of `num_workers`. It needs a
     `start_timeout_s` of 100 or more, since Ray still counts a lost node for up to 40 s."""
     start_timeout_s: float = Field(default=120.0, gt=0)
-    """How long training waits for room for its workers when a node is lost for good, before it ends with an error;
+    """Maximum time to wait for resources for the workers when a node is lost for good, before training fails;
     without end if `wait_for_nodes` is set."""
     wait_for_nodes: bool = False
     """Set it on a cluster that starts nodes on demand: missing resources are then waited for instead of refused."""
@@ -127,7 +127,7 @@ class TuneRecipe(Section):
     """Recipe keys to search, e.g. `"train.learning_rate" = {log_uniform = [1e-4, 1e-2]}`; `choice`, `uniform` or
     `log_uniform`. Empty: the model's usual keys (width and learning rate for models trained by gradient descent)."""
     search: Literal["random", "tpe"] = "random"
-    """How values are proposed: at random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
+    """Search algorithm: random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
     num_trials: PositiveInt = 8
     max_time_s: float | None = Field(default=None, gt=0)
     """The search ends after this time with the trials it has; None: with `num_trials`."""

@@ -1,6 +1,6 @@
 """Tasks whose parts stay in Ray's object stores: the exchange of `core.exchange` on a cluster.
 
-A part is an object of its own, so a receiver fetches no more than what it needs, a store that is full spills to its
+Each part is a separate object, so a receiver fetches no more than it needs, a store that is full spills to its
 node's disk, and parts of a lost node are recomputed from their inputs. Plain Ray tasks, because they start at
 once; measured against Ray Data's shuffles in docs/scale.md.
 """

@@ -210,7 +210,7 @@ def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter
 def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Location, _Chosen]:
     """Pre-trains the branches of the recipe, then trains the whole model.
 
-    A warm start begins with a whole model: then no branch is trained.
+    A warm start loads a whole model, so no branch is pre-trained.
 
     Args:
         args: Of the whole model.

@@ -59,7 +59,7 @@ class LiveBundle:
         self.lists = cache.lists
         self.bundle: Bundle = cache.open_usable()
         self.failure: SwapFailure | None = self._failed_start()
-        """Why the registry's live version is not the one that is served; None: it is."""
+        """Why the registry's live version is not served; None: it is."""
         self.arms: dict[str, LiveArm] = {}
         """Versions that serve a share of the users alongside the live one, by name."""
         self.arm_failure: str | None = None

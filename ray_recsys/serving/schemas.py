@@ -237,7 +237,7 @@ class ArmDescription(_Schema):
     percent: float = Field(examples=[10.0])
     """Part of the users."""
     shadow: bool
-    """Those users see the live version's answers; this one's are only counted."""
+    """These users get the live version's answers; this version's are only measured."""
 
 
 class BundleResponse(BundleManifest):
@@ -248,9 +248,9 @@ class BundleResponse(BundleManifest):
     recall_model_label: str = Field(examples=["Item-based CF"])
     """The name of `recall_model` for display."""
     swap_failure: SwapProblem | None = None
-    """Why the registry's live version does not answer; null: it does."""
+    """Why the registry's live version is not served; null: it is."""
     arms: tuple[ArmDescription, ...] = ()
-    """Versions beside the live one."""
+    """Versions that serve alongside the live one."""
     arm_failure: str | None = None
     """Why the registry's arms are not all served; null: they are."""
     categories: tuple[str, ...] = ()
@@ -264,7 +264,7 @@ class Health(_Schema):
 
     status: Literal["ok"] = "ok"
     bundle: str
-    """The version that answers."""
+    """The serving version."""
 
 
 class Ready(_Schema):
@@ -272,7 +272,7 @@ class Ready(_Schema):
 
     status: Literal["ready", "degraded"]
     bundle: str
-    """The version that answers."""
+    """The serving version."""
     swap_failure: SwapProblem | None = None
 
 

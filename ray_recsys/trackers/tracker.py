@@ -1,6 +1,6 @@
 """The tracker interface, and its isolation: a tracker cannot block or stop the training that it records.
 
-Each tracker has a thread of its own. One that fails, or that does not answer, warns; training continues without it.
+Each tracker has its own thread. One that fails or does not answer causes a warning; training continues without it.
 """
 
 import queue
@@ -16,7 +16,7 @@ from ray_recsys.trackers.mlflow import MLflowTracker
 from ray_recsys.trackers.tensorboard import TensorBoardTracker
 
 END_S = 20.0
-"""How long the end of a training waits for a tracker."""
+"""Maximum time that the end of training waits for a tracker."""
 
 
 class Tracker(Protocol):

@@ -133,7 +133,7 @@ class Side:
 
     def _solve(self, rows: SparseFactors, padded: int) -> Float32s:
         """Returns the vectors of rows of at most `padded` interactions."""
-        # Every matrix of the stack is multiplied and solved by itself, with a shape that follows from its own row.
+        # Every matrix of the stack is multiplied and solved separately, with a shape that follows from its own row.
         lengths, width = np.diff(rows.offsets), self.vectors.shape[1]
         is_entry = np.arange(padded) < lengths[:, None]
         vectors_BLD = np.zeros((len(rows), padded, width), np.float32)

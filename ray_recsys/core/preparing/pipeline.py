@@ -69,7 +69,7 @@ def prepare(
         items: Side file of titles and categories.
         test: Files of the test interactions, for split.method = "given" alone.
         overwrite: Whether an existing prepared set is replaced.
-        report: Told of every step.
+        report: Receives progress.
 
     Raises:
         DataError: The log or the side file cannot be used, or too little is left of it.

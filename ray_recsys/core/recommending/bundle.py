@@ -85,7 +85,7 @@ class BundleManifest(BaseModel):
     data_fingerprint: str
     """Fingerprint of the prepared set's input."""
     recall: RecallReport
-    """How candidates are searched."""
+    """Search method of recall."""
     neighbour_recall: float
     """Part of each item's true nearest items that its similar items contain, on a sample; 1: the search was exact."""
     recipe: Recipe

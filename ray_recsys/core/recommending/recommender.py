@@ -17,7 +17,7 @@ from ray_recsys.core.recommending.candidate_index import CandidateIndex
 from ray_recsys.core.recommending.diversity import diversify
 
 Source = Literal["two-stage", "fold-in", "popular"]
-"""How a recommendation was found: for a known user, from a history, or by popularity alone."""
+"""Source of a recommendation: a known user, a history, or popularity alone."""
 
 
 def _no_items() -> Int32s:

@@ -173,14 +173,14 @@ def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None
 
 
 def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
-    """Checks that a refit would not train on a test that is kept in files of its own.
+    """Checks that a refit would not train on a test that is in separate files.
 
     Raises:
         RecipeError: It would.
     """
     if recipe.train.refit and prepared.manifest.split.get("method") == "given":
         raise RecipeError(
-            f"train.refit = true: {prepared.location} has its test in files of its own, on which a refit would train",
+            f"train.refit = true: {prepared.location} has its test in separate files, on which a refit would train",
             remedy="set train.refit = false, or prepare one log with another split.method",
         )
 

@@ -166,7 +166,7 @@ class Pipeline:
         return data
 
     def _train(self, data: Location) -> Location:
-        # a refit is a stage of its own: its model has seen what the evaluation asks for
+        # a refit is a separate stage: its model was trained on the items of the evaluation
         recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"refit": False})})
         made_from = self.stages.after("prepare", {"recipe": runs.relevant_sections(recipe)}, runs.SCHEMA_VERSION)
         run = self.output / f"run-{digest_inputs('train', made_from)}"

@@ -50,12 +50,12 @@ class GateResult(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ArmSpec:
     """The arm that a bundle becomes instead of the live version."""
 
-    arm: str
+    name: str
     percent: float
-    """Part of the users."""
+    """Share of the users."""
     is_shadow: bool = False
 
 
@@ -90,7 +90,7 @@ def publish(
     *,
     recall_run: LocationLike | None = None,
     force: bool = False,
-    beside: Beside | None = None,
+    arm: ArmSpec | None = None,
     report: Reporter = silent,
 ) -> PublishResult:
     """Builds a bundle of a run's model, checks it and makes it live, or an arm.
@@ -103,7 +103,7 @@ def publish(
         executor: Finds similar items of a large catalogue.
         recall_run: Run of another model that recalls; None: the same model recalls and reranks.
         force: Publish even a model that is worse than the live one.
-        beside: The arm that it becomes, whatever its quality; None: it becomes the live version.
+        arm: The arm that it becomes, whatever its quality; None: it becomes the live version.
         report: Progress.
 
     Raises:
@@ -119,7 +119,7 @@ def publish(
     opened = Run.open(run)
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
-    if gate.is_worse and not force and beside is None:
+    if gate.is_worse and not force and arm is None:
         message = f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
     models = _models(reranks, recalls, prepared, recipe, executor)
@@ -134,19 +134,19 @@ def publish(
             refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
-        version = home.publish(staging / "bundle", before, live=beside is None)
-    report(_go_live(home, version, beside))
+        version = home.publish(staging / "bundle", before, live=arm is None)
+    report(_go_live(home, version, arm))
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
     return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
 
 
-def _go_live(home: Registry, version: str, beside: Beside | None) -> str:
+def _go_live(home: Registry, version: str, arm: ArmSpec | None) -> str:
     """Makes a version live or an arm; returns its new role as text."""
-    if beside is None:
+    if arm is None:
         return f"{version} is live in {home.location}"
-    set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
-    return f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users"
+    set_arm(home.location, Arm(name=arm.name, version=version, percent=arm.percent, shadow=arm.is_shadow))
+    return f"{version} is arm {arm.name} of {home.location}, for {arm.percent:g} % of the users"
 
 
 def _models(
