@@ -1,7 +1,7 @@
 """Preflight checks of this machine and of the cluster it joins.
 
-Each check is independent: an error in one does not affect the others. Nothing is changed; without an
-address a local Ray is started and ended.
+Each check is independent: an error in one does not affect the others. Nothing is changed; without an address a local
+Ray is started and ended.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Trains a model on a prepared set with Ray Train; the driver's side.
 
-The run's directory always suffices to resume: a lost worker is replaced from the latest checkpoint, and after
-a lost driver `resume` continues. What a worker does is in `train_worker`.
+The run's directory always suffices to resume: a lost worker is replaced from the latest checkpoint, and after a lost
+driver `resume` continues. What a worker does is in `train_worker`.
 """
 
 import shutil

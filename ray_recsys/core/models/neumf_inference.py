@@ -5,8 +5,8 @@ layer, and the user's bias. An item's are one row as well: GMF embedding, bias, 
 candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
 
 A trained user's recent items are the latest of the training, which the model carries. Folding in a history takes its
-recent items, and the user's own embedding, or the mean user's for a new user; without recent items it fits
-the embeddings and the bias (see `fold_in`).
+recent items, and the user's own embedding, or the mean user's for a new user; without recent items it fits the
+embeddings and the bias (see `fold_in`).
 
 Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
 """

@@ -1,9 +1,9 @@
 """Checks of a bundle before it goes live: arrays in range, finite numbers, and the answers recorded at its build.
 
 A bundle may be unusable although its checksums match: an index over two items, a NaN weight, a library that computes
-something else on this machine. So each bundle holds smoke queries with the answers of
-the process that made it, and they are asked again once on every node that is about to serve it. Each process also asks
-them of the stages that it runs, which warms them up.
+something else on this machine. So each bundle holds smoke queries with the answers of the process that made it, and
+they are asked again once on every node that is about to serve it. Each process also asks them of the stages that it
+runs, which warms them up.
 """
 
 import json
