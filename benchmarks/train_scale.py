@@ -3,7 +3,7 @@
 Workers are processes of a gloo group on this machine, without Ray. Each has the rows of its share of the users and
 takes steps on made-up batches: 4,096 positives over all workers with 4 uniform negatives each, users uniform, items by
 popularity. The model is that of `train_throughput`, the items are 100,000. In every run a small model (6,040 users,
-3,706 items) takes steps in turns with the large one, so that both meet the same load; the target is a ratio of them.
+3,706 items) alternates steps with the large one, so that both see the same load; the target is a ratio of them.
 """
 
 import json
@@ -29,6 +29,7 @@ from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.checkpoint import save_checkpoint
 from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.trainer import Trainer
 
 RECIPE = NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32))
@@ -51,7 +52,7 @@ class Measurement:
     peak_bytes: int
     """Resident, of the largest worker."""
     sent_bytes: float
-    """That a worker gives to collectives at each step."""
+    """Passed to collectives by a worker at each step."""
     checkpoint_s: float
     """To write it to this machine's disk, its digests included."""
 
@@ -101,7 +102,7 @@ class Worker:
 
 @contextmanager
 def counted_bytes() -> Iterator[list[int]]:
-    """Yields a list that gets the bytes of each tensor which this process gives to a collective."""
+    """Yields a list that gets the bytes of each tensor that this process passes to a collective."""
     sent: list[int] = []
     gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
 
@@ -122,7 +123,7 @@ def counted_bytes() -> Iterator[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a group of workers measures."""
+    """Measurements of a group of workers."""
 
     num_users: int
     num_workers: int
@@ -134,8 +135,7 @@ class Setting:
 def work(rank: int, setting: Setting, directory: Path) -> None:
     """Measures as one worker of a group; writes a JSON file."""
     size, optimizer = setting.num_workers, setting.optimizer
-    torch.set_num_threads(max(1, setting.num_threads // size))
-    torch.set_flush_denormal(True)
+    prepare_process(max(1, setting.num_threads // size))
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{directory}/group", rank=rank, world_size=size)
     small, large = Worker(*SMALL, optimizer, rank, size), Worker(setting.num_users, NUM_ITEMS, optimizer, rank, size)

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: DDP around the model, the epochs, a checkpoint after each.
+"""Ray Train worker: DDP around the model, the epochs, a checkpoint after each.
 
 Gradients go over gloo between CPUs and over NCCL between GPUs. The driver's side is `training`.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import ray.train
 import ray.train.collective
 import ray.train.torch
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
@@ -35,6 +34,7 @@ from ray_recsys.core.training.checkpoint import (
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.user_shares import split_users
@@ -53,7 +53,7 @@ _SCRATCH = "ray-recsys-train-"
 
 
 class WorkerArgs(BaseModel):
-    """What the driver tells its workers."""
+    """The driver's arguments to its workers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,17 +64,17 @@ class WorkerArgs(BaseModel):
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
-    """What training begins with where there is no checkpoint."""
+    """Initial weights without a checkpoint; None: random."""
     member: int = 0
     """Number of the seed that this training has, of `train.num_seeds`; the recipe's seed is this one's."""
     branch: Branch | None = None
-    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    """The branch to pre-train, whose recipe this is; None: the whole model."""
     branches: dict[Branch, Location] = {}
-    """Checkpoints of the trained branches that the whole model begins with."""
+    """Checkpoints of the pre-trained branches of the whole model."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage; no name begins another."""
+        """Prefix of this training in Ray's storage; no prefix is a prefix of another."""
         kind = "train" if self.refit_epochs is None else "refit"
         kind = kind if self.branch is None else f"{self.branch}-{kind}"
         return f"seed{self.member}-{kind}" if self.member else kind
@@ -153,10 +153,9 @@ def _initial_model(prepared: PreparedSet, args: WorkerArgs, users: range | None)
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
-    """Sets this process's torch threads, by default to its share of the node's cores."""
+    """Prepares this process, with its share of the node's cores as torch threads by default."""
     share = len(os.sched_getaffinity(0)) // workers_on_node
-    torch.set_num_threads(cluster.threads_per_worker or max(1, share))
-    torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
+    prepare_process(cluster.threads_per_worker or max(1, share))
 
 
 @contextmanager
@@ -206,7 +205,7 @@ class _Reporter:
     progress: ProgressSender
 
     def restore(self, prepared: PreparedSet) -> None:
-        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it.
+        """Restores the newest intact checkpoint, the same on every worker; the first worker chooses it.
 
         Without one, the model takes the weights of the run's bundle, if it has one.
         """
@@ -214,7 +213,7 @@ class _Reporter:
         if self.rank == 0:
             found, damaged = newest_checkpoint(self.args.checkpoint_roots())
             for error in damaged:
-                self.progress.send(Warned(f"a damaged checkpoint is left out: {error.message}"))
+                self.progress.send(Warned(f"a damaged checkpoint is skipped: {error.message}"))
         found = ray.train.collective.broadcast_from_rank_zero(found)
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
@@ -235,7 +234,7 @@ class _Reporter:
             self.progress.send(self._event(record))
 
     def checkpoint(self) -> None:
-        """Saves a checkpoint; its upload to the run's storage does not hold training up."""
+        """Saves a checkpoint; its upload to the run's storage does not block training."""
         done, checkpoint, name = self.trainer.progress, None, None
         if self.rank == 0:
             name = checkpoint_name(done)

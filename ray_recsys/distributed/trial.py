@@ -25,6 +25,7 @@ from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.trainer import Trainer, deciding_metric
 from ray_recsys.core.training.user_shares import split_users
 from ray_recsys.core.training.validation import Validation
@@ -36,13 +37,13 @@ NUM_EPOCHS, BEST_EPOCH, ERROR = "num_epochs", "best_epoch", "error"
 
 
 def worker_resources(recipe: Recipe) -> dict[str, float]:
-    """Returns what one worker of a trial reserves: whole CPUs, since it feeds itself, and a GPU where `train` does."""
+    """Returns a trial worker's resources: whole CPUs, since it feeds itself, and a GPU where `train` does."""
     cpus = max(1.0, math.ceil(recipe.cluster.cpus_per_worker))
     return {"CPU": cpus} | ({"GPU": 1.0} if recipe.cluster.use_gpu else {})
 
 
 def trial_resources(recipe: Recipe) -> ray_tune.PlacementGroupFactory:
-    """Returns what a trial reserves: a bundle for each worker, the first for the trial's own process."""
+    """Returns the resources of a trial: a bundle for each worker, the first for the trial's own process."""
     return ray_tune.PlacementGroupFactory([worker_resources(recipe)] * recipe.tune.workers_per_trial)
 
 
@@ -79,7 +80,7 @@ def _fit(recipe: Recipe, data: LocationLike) -> None:
 
 @contextmanager
 def _other_workers(recipe: Recipe, data: LocationLike) -> Iterator[str]:
-    """Starts a trial's other workers; yields the address at which all meet."""
+    """Starts a trial's other workers; yields the rendezvous address."""
     size = recipe.tune.workers_per_trial
     if size == 1:
         yield ""
@@ -155,5 +156,4 @@ def _process_group(rank: int, size: int, address: str, *, use_gpu: bool) -> Iter
 
 def _set_threads(recipe: Recipe) -> None:
     """Gives a worker as many threads as it reserves CPUs, unless the recipe says otherwise."""
-    torch.set_num_threads(recipe.cluster.threads_per_worker or int(worker_resources(recipe)["CPU"]))
-    torch.set_flush_denormal(True)  # as in training
+    prepare_process(recipe.cluster.threads_per_worker or int(worker_resources(recipe)["CPU"]))

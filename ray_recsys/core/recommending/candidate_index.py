@@ -1,4 +1,4 @@
-"""Recall: the items that may be a user's best, from the whole catalogue, without those that are not eligible.
+"""Recall: a user's candidates from all eligible items of the catalogue.
 
 Shapes: B users, C candidates, I items, Q query width.
 """
@@ -88,7 +88,7 @@ class CandidateIndex:
     ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
-        Excluded items cannot displace others: lists are asked for as many more.
+        Excluded items cannot displace others: the search returns as many more.
         """
         if allowed is not None:
             items = allowed[~np.isin(allowed, excluded)]

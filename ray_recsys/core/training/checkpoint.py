@@ -1,6 +1,7 @@
 """A trainer's resumable state as a directory.
 
 weights.safetensors      the model after the last finished epoch
+average.safetensors      the mean of the weights over steps, with `train.ema_decay`
 optimizer.pt             Adam's state, read with torch.load(weights_only=True)
 users-*.safetensors      where the optimizer is sparse: rows of users and Adam's state of them, a file per worker; the
                          two files above are without these
@@ -37,6 +38,7 @@ from ray_recsys.storage.location import Location, LocationLike
 KIND = "checkpoint"
 SCHEMA_VERSION = 2
 WEIGHTS = "weights.safetensors"
+AVERAGE = "average.safetensors"
 OPTIMIZER = "optimizer.pt"
 PROGRESS = "progress.json"
 BEST = "best"
@@ -49,7 +51,7 @@ _PROGRESS = TypeAdapter(Progress)
 def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
     """Writes a trainer's state into an existing, empty directory.
 
-    Where rows of users are split among workers, each calls this with directories of its own, whose files together are
+    Where rows of users are split among workers, each calls this with its own directory; their files together form
     the checkpoint; the manifest, which the first worker writes, covers all. Otherwise one worker alone calls it.
 
     Args:
@@ -74,6 +76,10 @@ def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
         save_file(
             {name: t.detach().cpu().contiguous() for name, t in state if name not in of_users}, directory / WEIGHTS
         )
+        if trainer.average is not None:
+            save_file(
+                {name: t.cpu().contiguous() for name, t in trainer.average.state_dict().items()}, directory / AVERAGE
+            )
         torch.save(trainer.learner.state_dict(), directory / OPTIMIZER)
         (directory / PROGRESS).write_bytes(_PROGRESS.dump_json(progress, indent=2))
     others: dict[str, FileDigest] = {}
@@ -86,7 +92,7 @@ def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
 
 
 def _save_best(trainer: Trainer, best: Path) -> None:
-    model, users = trainer.model.export(), trainer.users
+    model, users = trainer.export(), trainer.users
     if users is None:
         model.save(best)
         return
@@ -97,7 +103,7 @@ def _save_best(trainer: Trainer, best: Path) -> None:
 
 
 def _user_rows(trainer: Trainer) -> dict[str, npt.NDArray[Any]]:
-    """Returns the rows of this worker's users and what the optimizer knows of them, shared with the trainer."""
+    """Returns the rows of this worker's users and their optimizer state, shared with the trainer."""
     assert isinstance(trainer.learner, SparseLearner)
     tables = {name: trainer.model.get_parameter(name).detach() for name in trainer.model.user_tables}
     state = {f"{_STATE}{name}": tensor for name, tensor in trainer.learner.user_optimizer.state().items()}
@@ -118,7 +124,7 @@ def checkpoint_name(progress: Progress) -> str:
 
 
 def newest_checkpoint(directories: Iterable[LocationLike]) -> tuple[Location | None, list[ArtifactError]]:
-    """Returns the newest checkpoint whose every file is as it was written, and what is wrong with newer ones."""
+    """Returns the newest intact checkpoint, and the errors of newer ones."""
     damaged: list[ArtifactError] = []
     folders = map(Location.of, directories)
     found = (folder / name for folder in folders for name in list_folder(folder) if name.startswith(_PREFIX))
@@ -145,9 +151,11 @@ def load_checkpoint(trainer: Trainer, directory: LocationLike, best: Path) -> No
         if trainer.users is not None:
             weights |= _restore_users(trainer, copy.path, trainer.users)
         trainer.model.load_state_dict(weights)
+        if trainer.average is not None:
+            trainer.average.load_state_dict(load_file(copy.path / AVERAGE))
         state = torch.load(copy.path / OPTIMIZER, map_location=trainer.device, weights_only=True)
         trainer.learner.load_state_dict(state)
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         raise IntegrityError(f"{directory} does not hold the state of this recipe's model: {error}") from error
     trainer.progress = read_progress(directory)
     shutil.rmtree(best, ignore_errors=True)

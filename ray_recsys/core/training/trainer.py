@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.models.contract import GradientModel
+from ray_recsys.core.models.contract import GradientModel, Model
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.learner import DenseLearner, Learner, SparseLearner, is_sparse
 
@@ -48,7 +50,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartialEpoch:
-    """What an epoch's first steps came to, over all workers."""
+    """Sums over an epoch's first steps, over all workers."""
 
     num_steps: int = 0
     loss_sum: float = 0.0
@@ -60,7 +62,7 @@ class PartialEpoch:
 
 @dataclass(slots=True)
 class Progress:
-    """The epochs and steps that a run has behind it."""
+    """The epochs and steps that a run has completed."""
 
     records: list[EpochRecord] = field(default_factory=list)
     num_steps: int = 0
@@ -81,10 +83,10 @@ class Progress:
 
 
 def is_done(progress: Progress, recipe: TrainRecipe, num_epochs: int | None = None) -> bool:
-    """Whether a training has nothing left to do: all epochs ran, or validation stopped improving.
+    """Whether training is complete: all epochs ran, or validation stopped improving.
 
     Args:
-        progress: What it has behind it.
+        progress: Completed epochs and steps.
         recipe: Its epochs and patience.
         num_epochs: Epochs instead of the recipe's.
     """
@@ -131,6 +133,10 @@ class Trainer:
             self.learner = SparseLearner(self.model, recipe, users)
         else:
             self.learner = DenseLearner(self.model, recipe, wrap)
+        self.average: AveragedModel | None = None
+        """The mean of the weights over steps, with `ema_decay`; its first step is a copy of the model."""
+        if recipe.ema_decay is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self._num_steps = steps_per_epoch * recipe.epochs
         self._num_epochs = num_epochs or recipe.epochs
 
@@ -154,7 +160,15 @@ class Trainer:
             return torch.zeros((), device=self.device)
         loss = self.learner.step(batch, self.learning_rate(self.progress.num_steps))
         self.progress.num_steps += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return loss
+
+    def export(self) -> Model:
+        """Returns the trained model, of the average weights if there are any; it shares them with the trainer."""
+        if self.average is None or not self.average.n_averaged:
+            return self.model.export()
+        return cast("GradientModel", self.average.module).export()
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""
