@@ -106,13 +106,16 @@ def train_worker(config: dict[str, Any]) -> Any:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
     shares, users = split_users(prepared, args.recipe, rank=rank, world_size=world_size)
-    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
+    device = ray.train.torch.get_device()
+    feed = worker_feed(
+        prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares, device=device
+    )
     trainer = Trainer(
         _initial_model(prepared, args, users),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
-        device=ray.train.torch.get_device(),
+        device=device,
         wrap=data_parallel,
         users=users,
     )
