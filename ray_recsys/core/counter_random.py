@@ -36,7 +36,7 @@ def mix(values: UInt64s) -> UInt64s:
 
 
 def splitmix64(values: UInt64s) -> UInt64s:
-    """Returns well-mixed 64-bit values, a bijection of the given ones, which stay as they are."""
+    """Returns well-mixed 64-bit values, a bijection of the given ones, which are not modified."""
     return mix(values + GOLDEN_GAMMA)
 
 

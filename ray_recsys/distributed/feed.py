@@ -3,7 +3,6 @@
     worker  a task reads a partition, and the worker draws negatives; what fits into one window is read only once, by
             the worker itself: Ray Data's processes would take seconds to start before the first epoch
     task    a task reads a partition and draws negatives for all its positives; the worker only shuffles
-    device  the worker reads its partitions once, and shuffles and draws on its device
 
 Each worker streams the pieces of its own plan. Train's `datasets` are not used: they drop rows to make shards equal,
 and cut blocks anywhere.
@@ -18,11 +17,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from ray_recsys.config import Recipe
 from ray_recsys.core.prepared import PreparedSet
-from ray_recsys.core.sampling.device_stream import DeviceStream
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
 from ray_recsys.core.sampling.epoch_stream import EpochStream, WindowSamples
 from ray_recsys.core.sampling.negatives import NegativeSampler
@@ -39,8 +36,7 @@ def worker_feed(
     rank: int,
     world_size: int,
     shares: Sequence[int] | None = None,
-    device: torch.device | None = None,
-) -> EpochStream | DeviceStream:
+) -> EpochStream:
     """Returns the epochs of worker `rank`, streamed through Ray Data.
 
     Args:
@@ -50,11 +46,7 @@ def worker_feed(
         rank: Of this worker.
         world_size: Number of workers.
         shares: That of `EpochPlan.make`.
-        device: Of this worker; None: the CPU.
     """
-    if resources.placement == "device":
-        target = device or torch.device("cpu")
-        return DeviceStream(prepared, recipe, target, rank=rank, world_size=world_size, shares=shares)
     num_training = [info.num_training for info in prepared.manifest.partitions]
     plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())

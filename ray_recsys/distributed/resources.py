@@ -21,7 +21,7 @@ _SCALE_UP = "where nodes start on demand, set cluster.wait_for_nodes"
 
 @dataclass(frozen=True, slots=True)
 class FeedResources:
-    """Where negatives are drawn, and what Ray Data may use to feed one worker.
+    """Where negatives are drawn, and Ray Data's resources for feeding one worker.
 
     Each worker's tasks have CPUs of their own: if one worker's tasks could take all of them, a worker waiting for
     another's gradient would hold the CPUs that the other's batches need.
@@ -34,7 +34,7 @@ class FeedResources:
 
 
 def require_cpu(command: str, cluster: ClusterRecipe, *, report: Reporter = silent) -> None:
-    """Checks that one task of a command can start; further tasks use whatever becomes free.
+    """Checks that one task of a command can start; further tasks use resources as they become free.
 
     Args:
         command: Named in the error.
@@ -62,7 +62,7 @@ def require_workers(cluster: ClusterRecipe, *, report: Reporter = silent) -> Fee
         report: Receives what is missing if training waits.
 
     Returns:
-        What each worker's feed may use.
+        Resources of each worker's feed.
 
     Raises:
         ClusterError: The cluster, or what other jobs leave of it, has too few CPUs or GPUs.
@@ -106,7 +106,7 @@ def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
 
 
 def describe_missing(cluster: ClusterRecipe) -> str:
-    """Returns what the workers need and what the cluster has, in words."""
+    """Returns the workers' requirements and the cluster's resources, as text."""
     nodes = _nodes()
     names = ["CPU", *(["GPU"] if cluster.use_gpu else [])]
     total = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in names)

@@ -5,8 +5,8 @@ layer, and the user's bias. An item's are one row as well: GMF embedding, bias, 
 candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
 
 A trained user's recent items are the latest of the training, which the model carries. Folding in a history takes its
-recent items, and the user's own embedding, the mean user's for nobody that was trained; without recent items it fits
-the embeddings and the bias (see `fold_in`).
+recent items, and the user's own embedding, or the mean user's for a new user; without recent items it fits the
+embeddings and the bias (see `fold_in`).
 
 Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
 """
@@ -29,12 +29,12 @@ from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
 if TYPE_CHECKING:
     from ray_recsys.core.models.neumf import NeuMF
 
-# Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
+# A block's first hidden layer must fit the cache: 2 MB of float32.
 _BLOCK_VALUES = 512 * 1024
 _CATALOGUE_ROWS = 1024  # items of a block where many users are scored: the fastest of 256 to 3,706 (0.5 MB of layer 1)
 LATEST_ITEMS = "latest_items"
 ITEM_ROWS = "item_rows"
-"""Arrays of the model's file that are no weights; the rows are there so that processes share them."""
+"""Arrays of the model's file that are not weights; the rows are stored so that processes share them."""
 _SHORT_LIST = 4  # candidates up to which users are scored together
 
 

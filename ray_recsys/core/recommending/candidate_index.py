@@ -1,4 +1,4 @@
-"""Recall: the items that may be a user's best, from the whole catalogue, without those that are not eligible.
+"""Recall: a user's candidates from all eligible items of the catalogue.
 
 Shapes: B users, C candidates, I items, Q query width.
 """
@@ -85,7 +85,7 @@ class CandidateIndex:
     ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
-        Excluded items cannot displace others: lists are asked for as many more.
+        Excluded items cannot displace others: the search returns as many more.
         """
         if allowed is not None:
             items = np.setdiff1d(allowed, excluded, assume_unique=True)
@@ -118,7 +118,7 @@ class CandidateIndex:
         return np.ascontiguousarray(users.values[:, : self.vectors.shape[1]])
 
     def _search_lists(self, query: Float32s, wanted: list[int]) -> list[Int64s]:
-        """Returns the best of each query that its probes find: `wanted` many, by more probes if they are too few."""
+        """Returns the `wanted` best of each query, with more probes where the lists hold too few."""
         num_probes, most = int(self._lists.nprobe), int(self._lists.nlist)
         while True:
             settings = faiss.SearchParametersIVF(nprobe=num_probes)  # type: ignore[call-arg]  # Faiss adds it

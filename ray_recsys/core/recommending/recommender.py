@@ -1,4 +1,4 @@
-"""Recommendations from a bundle, in two stages; batch jobs and the HTTP service call these functions alike.
+"""Recommendations from a bundle, in two stages; batch jobs and the HTTP service share these functions.
 
 A query becomes candidates (`recall`) and candidates become recommendations (`rerank`); the two may run in different
 processes. Queries that come together are searched and scored in one pass; a score then differs by rounding at most.
@@ -17,7 +17,7 @@ from ray_recsys.core.recommending.candidate_index import CandidateIndex
 from ray_recsys.core.recommending.diversity import diversify
 
 Source = Literal["two-stage", "fold-in", "popular"]
-"""How a recommendation was found: for a known user, from a history, or by popularity alone."""
+"""Source of a recommendation: a known user, a history, or popularity alone."""
 
 
 def _no_items() -> Int32s:
@@ -31,7 +31,7 @@ class Query:
     user_idx: int | None = None
     """None: not a user of the bundle."""
     history: Int32s = field(default_factory=_no_items)
-    """Items of the user beside those that the bundle knows of, oldest first; with it the user is folded in."""
+    """The user's items besides those in the bundle, oldest first; given a history, the user is folded in."""
     k: int = 10
     num_candidates: int = 200
     exclude_seen: bool = True
@@ -67,7 +67,7 @@ class Recommendations:
 class Recaller:
     """Stage 1 over one bundle: its index, its users' histories and the user half of its models.
 
-    Tables are mapped into memory, so what a stage never reads costs it nothing. Safe to call from several threads.
+    Tables are mapped into memory, so unused tables cost nothing. Safe to call from several threads.
     """
 
     def __init__(self, bundle: Bundle, model: Model | None = None) -> None:
@@ -96,7 +96,7 @@ class Recaller:
         ]
 
     def factors(self, query: Query) -> tuple[UserFactors | None, Source]:
-        """Returns the rerank model's factors of a query's user; None: nothing is known, or the model cannot use it."""
+        """Returns the rerank model's factors of a query's user; None: no history, or the model cannot fold in."""
         return factors_of(self._model, query, self._seen(query))
 
     def _prepare(self, query: Query) -> "_Prepared":
@@ -134,7 +134,7 @@ class Recaller:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What recall knows of a query before it searches."""
+    """A query's inputs of the search."""
 
     excluded: Integers
     user: UserFactors | None
@@ -224,7 +224,7 @@ class Recommender:
 
 
 def factors_of(model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | None, Source]:
-    """Returns a model's factors of a query's user, who has seen these items; None: it cannot use what is known."""
+    """Returns a model's factors of a query's user, who has seen these items; None: it cannot fold in."""
     if query.history.size:
         folded_in = model.fold_in(np.concatenate([seen, query.history]), query.user_idx)
         if folded_in is not None:

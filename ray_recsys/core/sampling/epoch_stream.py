@@ -152,7 +152,7 @@ def _empty_samples(recipe: Recipe) -> Samples:
 
 
 class Prefetched(Generic[Item]):
-    """Iterates over `iterator` in a thread of its own, up to `depth` items ahead of the consumer.
+    """Iterates over `iterator` in a separate thread, up to `depth` items ahead of the consumer.
 
     An error of the iterator is raised at the item that failed. `close` ends the thread after its current item.
     """

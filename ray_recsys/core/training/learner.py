@@ -1,9 +1,9 @@
 """A worker's optimizer step: dense, where it updates all parameters, or sparse, where it updates the batch's rows.
 
 The sparse step finds the distinct rows of the batch, gathers them into small tables, and runs the model's loss on those
-with the indices renumbered; the model need not know. So what is computed per row of a table, as the item half of
-NeuMF's first layer, is computed once per distinct item. Of several workers each has the rows of its own users alone,
-which are never sent; rows of items are the same on all.
+with renumbered indices, transparently to the model. Work per table row, such as the item half of NeuMF's first layer,
+is done once per distinct item. Of several workers each has the rows of its own users alone, which are never sent; rows
+of items are the same on all.
 
 Shapes: n distinct rows of a batch, W columns of all tables of a kind side by side.
 """
@@ -29,7 +29,7 @@ from ray_recsys.core.training.rows import RowFinder, TouchedRows
 
 
 class Learner(Protocol):
-    """What makes optimizer steps."""
+    """Makes optimizer steps."""
 
     def step(self, batch: Batch | TensorBatch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device. Every worker must call it."""
@@ -92,7 +92,7 @@ class DenseLearner:
 
 @dataclass(frozen=True, slots=True)
 class SparseGradients:
-    """What a sparse step has computed."""
+    """Result of a sparse step."""
 
     loss: Tensor
     """This worker's share."""

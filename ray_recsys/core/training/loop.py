@@ -1,4 +1,4 @@
-"""The loop over epochs of one process alone, or of each worker of a torch process group."""
+"""The epoch loop of a single process, or of each worker of a torch process group."""
 
 import math
 import time
@@ -86,7 +86,7 @@ def _is_out_of_time(trainer: Trainer) -> bool:
 def _train_epoch(
     trainer: Trainer, feed: EpochFeed, seed: int, on_checkpoint: Callable[[], None] | None
 ) -> PartialEpoch:
-    """Steps through the rest of an epoch; returns what the whole of it came to."""
+    """Runs the remaining steps of an epoch; returns the sums of the whole epoch."""
     progress, every_s = trainer.progress, trainer.recipe.checkpoint_every_s
     epoch, rank = progress.num_epochs + 1, dist.get_rank() if is_group() else 0
     epoch_seed = derive_key(seed, _DROPOUT, epoch, rank)

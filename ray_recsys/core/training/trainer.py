@@ -51,7 +51,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartialEpoch:
-    """What an epoch's first steps came to, over all workers."""
+    """Sums over an epoch's first steps, over all workers."""
 
     num_steps: int = 0
     loss_sum: float = 0.0
@@ -63,7 +63,7 @@ class PartialEpoch:
 
 @dataclass(slots=True)
 class Progress:
-    """The epochs and steps that a run has behind it."""
+    """The epochs and steps that a run has completed."""
 
     records: list[EpochRecord] = field(default_factory=list)
     num_steps: int = 0
@@ -84,10 +84,10 @@ class Progress:
 
 
 def is_done(progress: Progress, recipe: TrainRecipe, num_epochs: int | None = None) -> bool:
-    """Whether a training has nothing left to do: all epochs ran, or validation stopped improving.
+    """Whether training is complete: all epochs ran, or validation stopped improving.
 
     Args:
-        progress: What it has behind it.
+        progress: Completed epochs and steps.
         recipe: Its epochs and patience.
         num_epochs: Epochs instead of the recipe's.
     """
@@ -135,7 +135,7 @@ class Trainer:
         else:
             self.learner = DenseLearner(self.model, recipe, wrap)
         self.average: AveragedModel | None = None
-        """The mean of the weights over steps, where `ema_decay` asks for it; its first step is a copy of the model."""
+        """The mean of the weights over steps, with `ema_decay`; its first step is a copy of the model."""
         if recipe.ema_decay is not None:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self._num_steps = steps_per_epoch * recipe.epochs
