@@ -88,7 +88,7 @@ def small_search(**tune_keys: object) -> Recipe:
         "model": {"embedding_dim": 4, "mlp_layers": [8, 4], "init_std": 0.1},
         "train": {"epochs": 6, "batch_size": 16, "early_stopping_epochs": "none"},
         "tune": {
-            "num_trials": 4,
+            "num_trials": 3,
             "grace_epochs": 6,
             "max_concurrent_trials": 1,
             "space": {"train.learning_rate": {"log_uniform": [1e-3, 0.1]}},
@@ -112,10 +112,10 @@ def test_a_search_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
         assert driver.stderr is not None
         for line in driver.stderr:
             num_ended += "] trial " in line
-            if num_ended == 2:
+            if num_ended == 1:
                 driver.kill()
                 break
-    assert num_ended == 2
+    assert num_ended == 1
     assert not (output / "best_recipe.toml").exists()
     with pytest.raises(ArtifactError, match="--resume"):
         tune(data.path, output, small_search())
@@ -123,10 +123,10 @@ def test_a_search_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
         tune(data.path, output, small_search(num_trials=5), resume=True)
     lines: list[str] = []
     result = tune(data.path, output, small_search(), resume=True, report=lambda event: lines.append(str(event)))
-    assert result.num_trials == 4
+    assert result.num_trials == 3
     assert all(trial.error is None and trial.num_epochs == 6 == len(trial.curve) for trial in result.trials)
-    assert len({trial.values["train.learning_rate"] for trial in result.trials}) == 4
-    assert 1 <= sum(line.startswith("trial ") for line in lines) <= 3  # what had ended is not repeated
+    assert len({trial.values["train.learning_rate"] for trial in result.trials}) == 3
+    assert 1 <= sum(line.startswith("trial ") for line in lines) <= 2  # what had ended is not repeated
     assert sorted(path.name for path in output.iterdir()) == ["best_recipe.toml", "report.html", "trials.csv"]
     with pytest.raises(ArtifactError, match="no interrupted search"):
         tune(data.path, output, small_search(), resume=True)
@@ -150,7 +150,7 @@ def test_the_parzen_estimator_searches_too(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> None:
-    data = make_prepared_set(tmp_path / "data", num_users=3000)  # epochs of a second: killed between them
+    data = make_prepared_set(tmp_path / "data", num_users=1000)  # epochs of half a second: killed between them
     killed: list[int] = []
     lines: list[Event] = []
 
