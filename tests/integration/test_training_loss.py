@@ -80,7 +80,7 @@ def once(condition: Callable[[], bool], action: Callable[[], object]) -> Iterato
                 action()
                 is_done.set()
                 return
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -133,7 +133,7 @@ def test_a_driver_killed_within_an_epoch_is_resumed_without_a_trace(prepared: Pr
     while not has_checkpoint_within(2, run):
         assert driver.poll() is None
         assert time.monotonic() < end_s
-        time.sleep(0.01)
+        time.sleep(0.03)
     with pytest.raises(ArtifactError, match=f"in use by process {driver.pid} "):
         train(prepared, run, recipe(), resume=True)
     assert not (run / "manifest.json").exists()  # it was killed within training, not after it
