@@ -29,6 +29,7 @@ from ray_recsys.core.models.neumf import NeuMF
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.checkpoint import save_checkpoint
 from ray_recsys.core.training.data_parallel import data_parallel
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.trainer import Trainer
 
 RECIPE = NeuMFRecipe(embedding_dim=64, mlp_layers=(128, 64, 32))
@@ -134,8 +135,7 @@ class Setting:
 def work(rank: int, setting: Setting, directory: Path) -> None:
     """Measures as one worker of a group; writes a JSON file."""
     size, optimizer = setting.num_workers, setting.optimizer
-    torch.set_num_threads(max(1, setting.num_threads // size))
-    torch.set_flush_denormal(True)
+    prepare_process(max(1, setting.num_threads // size))
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{directory}/group", rank=rank, world_size=size)
     small, large = Worker(*SMALL, optimizer, rank, size), Worker(setting.num_users, NUM_ITEMS, optimizer, rank, size)

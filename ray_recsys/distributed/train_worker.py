@@ -15,7 +15,6 @@ from typing import Any
 import ray.train
 import ray.train.collective
 import ray.train.torch
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from ray_recsys.config import ClusterRecipe, NeuMFRecipe, Recipe
@@ -35,6 +34,7 @@ from ray_recsys.core.training.checkpoint import (
 from ray_recsys.core.training.curves import write_curves
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.run import CURVES, RAY_STORAGE
 from ray_recsys.core.training.trainer import EpochRecord, Trainer
 from ray_recsys.core.training.user_shares import split_users
@@ -153,10 +153,9 @@ def _initial_model(prepared: PreparedSet, args: WorkerArgs, users: range | None)
 
 
 def set_threads(cluster: ClusterRecipe, *, workers_on_node: int) -> None:
-    """Sets this process's torch threads, by default to its share of the node's cores."""
+    """Prepares this process, with its share of the node's cores as torch threads by default."""
     share = len(os.sched_getaffinity(0)) // workers_on_node
-    torch.set_num_threads(cluster.threads_per_worker or max(1, share))
-    torch.set_flush_denormal(True)  # Adam's averages of rarely touched rows decay into denormals, which are slow
+    prepare_process(cluster.threads_per_worker or max(1, share))
 
 
 @contextmanager

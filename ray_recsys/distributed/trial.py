@@ -25,6 +25,7 @@ from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
 from ray_recsys.core.training.loop import train_epochs
+from ray_recsys.core.training.process import prepare_process
 from ray_recsys.core.training.trainer import Trainer, deciding_metric
 from ray_recsys.core.training.user_shares import split_users
 from ray_recsys.core.training.validation import Validation
@@ -155,5 +156,4 @@ def _process_group(rank: int, size: int, address: str, *, use_gpu: bool) -> Iter
 
 def _set_threads(recipe: Recipe) -> None:
     """Gives a worker as many threads as it reserves CPUs, unless the recipe says otherwise."""
-    torch.set_num_threads(recipe.cluster.threads_per_worker or int(worker_resources(recipe)["CPU"]))
-    torch.set_flush_denormal(True)  # as in training
+    prepare_process(recipe.cluster.threads_per_worker or int(worker_resources(recipe)["CPU"]))

@@ -9,6 +9,8 @@ Shapes: B positives, C items of each, H units of a layer.
 Source: Srivastava et al.: Dropout, JMLR 2014.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,28 +20,45 @@ from torch import Tensor
 _LEVELS = 256
 
 
-def relu_and_drop(hidden_BCH: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Returns relu(hidden), in which units are 0 with a probability, and what the others have to be scaled by.
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The units that are dropped at a step."""
 
-    The mask is drawn from torch's global generator of the device.
+    of_layers: list[Tensor]
+    """The most that a unit may be, 0 or infinity, [B, 1, H] of each layer."""
+    scale: float
+    """Of the kept units."""
+
+
+def draw_ceilings(hidden_BCH: Tensor, widths: Sequence[int], probability: float) -> Ceilings:
+    """Returns which units are dropped, drawn from torch's global generator of the device.
+
+    Args:
+        hidden_BCH: Of the first layer; gives B, type and device.
+        widths: H of each layer.
+        probability: That a unit is dropped.
     """
     dropped = min(round(probability * _LEVELS), _LEVELS - 1)
-    thinned: Tensor = _ReluAndDrop.apply(hidden_BCH, _ceilings(hidden_BCH, dropped))  # type: ignore[no-untyped-call]
-    return thinned, _LEVELS / (_LEVELS - dropped)
+    return Ceilings([_ceilings(hidden_BCH, width, dropped) for width in widths], _LEVELS / (_LEVELS - dropped))
 
 
-def _ceilings(hidden_BCH: Tensor, dropped: int) -> Tensor:
-    """Returns the most that a unit may be, 0 or infinity, [B, 1, H]."""
-    shape = (hidden_BCH.shape[0], 1, hidden_BCH.shape[2])
+def _ceilings(hidden_BCH: Tensor, width: int, dropped: int) -> Tensor:
+    shape = (len(hidden_BCH), 1, width)
     if hidden_BCH.device.type != "cpu":
         is_kept = torch.randint(_LEVELS, shape, device=hidden_BCH.device, dtype=torch.int16) >= dropped
         return torch.where(is_kept, torch.inf, 0.0).to(hidden_BCH.dtype)
-    size = shape[0] * shape[2]
+    size = shape[0] * width
     seed = int(torch.randint(2**62, ()))
     drawn = np.random.SFC64(seed).random_raw(size // 8 + 1).view(np.uint8)[:size]
     ceilings = np.full(_LEVELS, np.inf, np.float32)
     ceilings[:dropped] = 0
     return torch.from_numpy(ceilings[drawn].reshape(shape)).to(hidden_BCH.dtype)
+
+
+def relu_and_drop(hidden_BCH: Tensor, ceilings: Tensor) -> Tensor:
+    """Returns relu(hidden), in which units whose ceiling is 0 are 0; the others are yet to be scaled."""
+    thinned: Tensor = _ReluAndDrop.apply(hidden_BCH, ceilings)  # type: ignore[no-untyped-call]
+    return thinned
 
 
 class _ReluAndDrop(torch.autograd.Function):

@@ -41,12 +41,13 @@ from ray_recsys.config import MLPRecipe, NeuMFRecipe, Recipe, TrainRecipe
 from ray_recsys.core.arrays import Float32s, Int32s
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.models.contract import GradientModel, TensorBatch
-from ray_recsys.core.models.dropout import relu_and_drop
+from ray_recsys.core.models.dropout import draw_ceilings
 from ray_recsys.core.models.files import Arrays, Header, read_model_arrays
 from ray_recsys.core.models.gather import gather, order_rows, weighted_sums
 from ray_recsys.core.models.initial_rows import draw_rows
 from ray_recsys.core.models.losses import item_square_norms, pair_loss, user_square_norms
 from ray_recsys.core.models.neumf_inference import ITEM_ROWS, LATEST_ITEMS, TrainedNeuMF
+from ray_recsys.core.models.relu_layers import relu_layers
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.positives import ItemsBefore
 
@@ -194,19 +195,12 @@ class NeuMF(GradientModel):
 
     def mlp_head(self, hidden: Tensor) -> Tensor:
         """Returns the MLP branch's part of the logits from layer 1's sums, [..., H1] → [...]; may overwrite them."""
-        scale = 1.0  # of the units that dropout has kept; it goes into the next weights, which are fewer
-        for number in range(len(self.recipe.mlp_layers)):
-            if number:
-                layer = self.hidden[number - 1]
-                assert isinstance(layer, nn.Linear)
-                hidden = layer(hidden) if scale == 1 else functional.linear(hidden, layer.weight * scale, layer.bias)
-            if self.norms is not None:
-                hidden = self.norms[number](hidden)
-            if self.recipe.dropout and self.training:
-                hidden, scale = relu_and_drop(hidden, self.recipe.dropout)
-            else:
-                hidden = functional.relu(hidden, inplace=True)
-        return torch.matmul(hidden, self.mlp_output if scale == 1 else self.mlp_output * scale)
+        linear = [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
+        layers = [(layer.weight, layer.bias) for layer in linear]
+        ceilings = None
+        if self.recipe.dropout and self.training:
+            ceilings = draw_ceilings(hidden, self.recipe.mlp_layers, self.recipe.dropout)
+        return relu_layers(hidden, layers, self.mlp_output, ceilings=ceilings, norms=self.norms)
 
     def _square_norms(self, batch: TensorBatch) -> Tensor:
         """Returns the sum over pairs of the squared norms of their four embedding rows."""
