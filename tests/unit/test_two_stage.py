@@ -33,8 +33,8 @@ def test_the_curve_equals_index_and_rerank_of_each_user(tmp_path: Path) -> None:
     index = CandidateIndex(space.item_vectors)
 
     def gain(items: np.ndarray, own: int) -> float:
-        place = items.tolist().index(own) if own in items else 10
-        return 1 / math.log2(place + 2) if place < 10 else 0.0
+        rank = items.tolist().index(own) if own in items else 10
+        return 1 / math.log2(rank + 2) if rank < 10 else 0.0
 
     for point in result.points:
         found, both, alone = [], [], []

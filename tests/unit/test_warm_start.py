@@ -83,8 +83,8 @@ def old_indices(old: PreparedSet, new: PreparedSet) -> tuple[Any, Any]:
     """Returns the old index of each new user and each new item, -1 for none: by a plain dictionary."""
     found = []
     for before, after in zip(ids(old), ids(new), strict=True):
-        place = {name: idx for idx, name in enumerate(before)}
-        found.append(np.array([place.get(name, -1) for name in after]))
+        index_of = {name: idx for idx, name in enumerate(before)}
+        found.append(np.array([index_of.get(name, -1) for name in after]))
     return found[0], found[1]
 
 
