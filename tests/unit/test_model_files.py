@@ -44,7 +44,7 @@ def test_rows_written_by_some_workers_are_read_by_any_others(
     read = read_user_rows(directory, range(*users))
     assert np.array_equal(read["rows"], ROWS[slice(*users)])
     assert np.array_equal(read["counts"], COUNTS[slice(*users)])
-    assert (read["rows"].dtype, read["counts"].dtype) == (np.float32, np.int64)
+    assert (read["rows"].dtype.name, read["counts"].dtype.name) == ("float32", "int64")
     assert np.array_equal(read_user_rows(directory)["rows"], ROWS)
 
 
