@@ -1,7 +1,7 @@
-"""Prepares one log on two other clusters and prints a digest of each result; run by test_prepare_cluster.
+"""Prepares one log on clusters of several shapes and prints a digest of each result; run by test_prepare_cluster.
 
-A separate process, because a process has one Ray: python -m tests.integration.prepare_on_clusters LOG WORK
-The clusters are one CPU, and 3 nodes, one of which is killed once the log is read.
+A separate process, because a process has one Ray: python -m tests.integration.prepare_on_clusters LOG WORK SHAPE...
+A shape is the number of CPUs of one node, or `lose-a-node`: 3 nodes, one of which is killed once the log is read.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ from ray_recsys.core.artifact import MANIFEST
 from ray_recsys.core.preparing.pipeline import prepare
 from ray_recsys.distributed.cluster import connect
 from ray_recsys.distributed.executor import RayExecutor
-from tests.ray_heads import HEALTH
 
 RECIPE = Recipe(prepare=PrepareRecipe(min_interactions_per_user=2, min_interactions_per_item=2, num_partitions=6))
 EXECUTOR = RayExecutor("prepare", ClusterRecipe())
 WAIT_S = 30.0
+# A dead node is detected in about 2 s instead of 30 s.
+HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 def digests(prepared: Path) -> dict[str, str]:
@@ -32,8 +33,8 @@ def digests(prepared: Path) -> dict[str, str]:
     return {str(path.relative_to(prepared)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def prepare_on_one_cpu(log: Path, output: Path) -> dict[str, object]:
-    with connect("local", num_cpus=1):
+def prepare_on_one_node(log: Path, output: Path, num_cpus: int) -> dict[str, object]:
+    with connect("local", num_cpus=num_cpus):
         prepare([str(log)], output, RECIPE, EXECUTOR)
     return {"files": digests(output)}
 
@@ -63,11 +64,14 @@ def prepare_losing_a_node(log: Path, output: Path) -> dict[str, object]:
 
 def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    log, work = map(Path, sys.argv[1:])
-    results = {
-        "one CPU": prepare_on_one_cpu(log, work / "prepared-one"),
-        "a lost node": prepare_losing_a_node(log, work / "prepared-lost"),
-    }
+    log, work, *shapes = sys.argv[1:]
+    results = {}
+    for shape in shapes:
+        output = Path(work) / f"prepared-{shape}"
+        if shape == "lose-a-node":
+            results[shape] = prepare_losing_a_node(Path(log), output)
+        else:
+            results[shape] = prepare_on_one_node(Path(log), output, int(shape))
     sys.stdout.write(json.dumps(results) + "\n")
     sys.stdout.flush()
     os._exit(0)  # the threads of a cluster that lost a node may not end

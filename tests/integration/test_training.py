@@ -135,5 +135,5 @@ def test_a_worker_refuses_a_partition_with_a_changed_byte(tmp_path: Path) -> Non
     data = make_prepared_set(tmp_path / "data")
     change_a_byte(data.path / "users/part-00001.parquet")
     with pytest.raises(IntegrityError, match=r"users/part-00001\.parquet was changed"):
-        train(data, tmp_path / "run", recipe(max_failures=0, num_workers=1))
+        train(data, tmp_path / "run", recipe(max_failures=0))
     assert not (tmp_path / "run" / "manifest.json").exists()

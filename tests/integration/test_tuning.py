@@ -165,19 +165,20 @@ def test_the_parzen_estimator_searches_too(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> None:
-    data = make_prepared_set(tmp_path / "data", num_users=1000)  # epochs of half a second: killed between them
+    data = make_prepared_set(tmp_path / "data", num_users=3000)  # epochs of a second: killed between them
     killed: list[int] = []
     lines: list[Event] = []
 
     def kill_the_trial() -> None:
-        while not any(path.stat().st_size for path in (tmp_path / "tuned/ray/tune").glob("*/result.json")):
-            time.sleep(0.02)
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "ImplicitFunc" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    results = list((tmp_path / "tuned/ray/tune").glob("*/result.json"))
+                    if "ImplicitFunc" in " ".join(process.cmdline()) and any(path.stat().st_size for path in results):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.01)
 
     thread = threading.Thread(target=kill_the_trial, daemon=True)
     thread.start()

@@ -15,13 +15,11 @@ from ray_recsys.config.files import load_recipe
 from ray_recsys.distributed.executor import RayExecutor
 from ray_recsys.distributed.training import train
 from ray_recsys.errors import RecsysError
-from tests.ray_heads import HEALTH
 
 
 def main(data: Path, run: Path, recipe_file: Path) -> None:
     """Prints a line per event, then `error: …` or `done`."""
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False)  # before there is a second node that it could join instead
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
