@@ -1,4 +1,4 @@
-"""What the routes answer with: the live bundle and its arms, the stages, and the recipe's limits."""
+"""State of the routes: the live bundle and its arms, the stages, and the recipe's limits."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Api:
-    """What the routes share: the live bundle, the coalescer in front of the stages, and the recipe's limits."""
+    """State that the routes share: the live bundle, the coalescer in front of the stages, and the recipe's limits."""
 
     def __init__(self, live: LiveBundle, stages: Stages, limits: ServeRecipe, *, max_calls: int) -> None:
         self.live = live
@@ -63,7 +63,7 @@ class Api:
             self.impressions.start()
 
     def stop(self) -> None:
-        """Stops both; impressions that wait are written."""
+        """Stops both; pending impressions are written."""
         self.live.stop()
         if self.impressions is not None:
             self.impressions.stop()
@@ -154,7 +154,7 @@ def _sink(limits: ServeRecipe) -> ImpressionSink | None:
 
 
 class Shadows:
-    """Answers of arms that nobody sees: how many of the items shown they have too goes into the metrics.
+    """Shadow answers of arms: the share of the shown items that they also recommend goes into the metrics.
 
     Args:
         coalescer: In front of the stages.
@@ -167,7 +167,7 @@ class Shadows:
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, arm: LiveArm, request: RecommendRequest, shown: Sequence[ExternalId]) -> None:
-        """Answers a request by an arm later, unless too many such answers are under way."""
+        """Schedules an arm's answer to a request, unless too many are pending."""
         if len(self._running) >= MAX_SHADOWS:
             self._metrics.num_shadows_skipped += 1
             return
@@ -180,7 +180,7 @@ class Shadows:
         try:
             resolved = resolve(request, arm.bundle, self._limits)
             answer = await self._coalescer.answer(arm.bundle.version, resolved.query)
-        except Exception as error:  # noqa: BLE001  (nobody waits for it)
+        except Exception as error:  # noqa: BLE001  (no caller waits for it)
             logger.warning("arm %s in the shadow: %s", arm.name, error)
             self._metrics.shadow_failures[arm.name] += 1
             return

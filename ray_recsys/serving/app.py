@@ -1,4 +1,4 @@
-"""The ASGI application: the API, the page at `/`, the API's description at `/docs`."""
+"""The ASGI application: the API, the page at `/`, the API reference at `/docs`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,6 +1,6 @@
 """Prometheus metrics of one ingress replica, at /metrics.
 
-Requests only add to plain numbers; what Prometheus reads is made from them when it asks.
+Requests only increment plain numbers; the exposition is built from them at each scrape.
 """
 
 import os
@@ -47,7 +47,7 @@ class Distribution:
 
 
 class Metrics(Collector):
-    """What one application counts."""
+    """Counters of one application."""
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], Distribution] = defaultdict(Distribution)
@@ -97,7 +97,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yields what has been counted; the Prometheus client calls this."""
+        """Yields the metrics; the Prometheus client calls this."""
         requests = HistogramMetricFamily(f"{PREFIX}request_seconds", "Time of a request", labels=["route", "status"])
         for (route, status), times in list(self.requests.items()):
             requests.add_metric([route, str(status)], times.buckets(), times.total)
@@ -120,9 +120,9 @@ class Metrics(Collector):
         for (arm, source), count in list(self.answers.items()):
             answers.add_metric([arm, source], count)
         yield answers
-        yield _counts("impressions", "Impressions written, and dropped for want of room", "state", self._impressions)
+        yield _counts("impressions", "Impressions written, and dropped for lack of space", "state", self._impressions)
         yield _counts("shadow_failures", "Answers that a shadow failed to give", "arm", self.shadow_failures)
-        skipped = "Requests that no shadow answered, because too many answers were under way"
+        skipped = "Requests without a shadow answer, because too many were pending"
         yield CounterMetricFamily(f"{PREFIX}shadows_skipped", skipped, self.num_shadows_skipped)
         yield _counts("refusals", "Requests refused before they were parsed", "reason", self.refusals)
         yield CounterMetricFamily(f"{PREFIX}short_answers", "Answers with fewer than k items", self.num_short)

@@ -185,7 +185,7 @@ def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> N
     result = tune(data.path, tmp_path / "tuned", small_search(num_trials=1, workers_per_trial=2), report=lines.append)
     thread.join(1)
     assert len(killed) == 1
-    assert sum("a trial was lost and begins again" in str(line) for line in lines) == 1
+    assert sum("a trial was lost and restarts" in str(line) for line in lines) == 1
     (trial,) = result.trials
     assert trial.error is None
     assert trial.num_epochs == 6 == len(trial.curve)

@@ -196,7 +196,7 @@ def test_pipeline_shows_its_stages_and_the_gate(home: Path) -> None:
     again = printed(*arguments, home / "nightly/registry", *KNN)
     assert not re.search(r"^(prepare|train) +ran ", again, re.MULTILINE)
     assert value_of(again, "live") == value_of(first, "live")
-    assert value_of(again, "gate") == "not asked: nothing has changed since it was passed"
+    assert value_of(again, "gate") == "skipped: nothing has changed since it was passed"
 
 
 def test_ab_needs_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Recommendations for all users of a bundle, or for those of a file, as Parquet files: the lists that HTTP gives."""
+"""Recommendations for all users of a bundle, or for those of a file, as Parquet files: the same lists as over HTTP."""
 
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ USERS_PER_FILE = 2048
 
 
 class RecommendResult(BaseModel):
-    """What `recommend` wrote."""
+    """Summary of the output of `recommend`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,7 +41,7 @@ class RecommendResult(BaseModel):
     num_users: int
     num_recommendations: int
     sources: dict[str, int]
-    """Users by source, in the API's words: two-stage, or popular for those that the bundle does not know."""
+    """Users by source, as in the API: two-stage, or popular for unknown users."""
     num_unknown_users: int
     seconds: float
     users_per_s: float
@@ -57,7 +57,7 @@ def recommend(
     k: int = 10,
     report: Reporter = silent,
 ) -> RecommendResult:
-    """Writes the best k items of users, the same as HTTP gives, to Parquet files in a new directory.
+    """Writes the best k items of users, the same as over HTTP, to Parquet files in a new directory.
 
     Rows are user_id, rank, item_id, score, title (if the bundle has titles), source; users in order of the file given,
     else of their index; all of a user's rows in one file.
@@ -66,9 +66,9 @@ def recommend(
         bundle: Directory of the bundle.
         output: Directory to make; it appears when it is complete. In an object store, it then has a file `_SUCCESS`.
         executor: Runs a task per file.
-        num_candidates: Items that recall hands to rerank.
-        users: File with a user_id column, or a .txt file of one id per line; repeated ids count once. A user whom the
-            bundle does not know gets popular items. None: all users of the bundle.
+        num_candidates: Candidates that recall passes to rerank.
+        users: File with a user_id column, or a .txt file of one id per line; repeated ids count once. An unknown
+            user gets popular items. None: all users of the bundle.
         k: Items per user; fewer where the user has seen almost everything.
         report: Progress.
 

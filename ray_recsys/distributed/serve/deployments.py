@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Recaller | Reranker)
 
 
 class StageReplica(Generic[S]):
-    """One stage in a process of its own. Its methods run on the replica's event loop: a thread costs more than a query.
+    """One stage in its own process. Its methods run on the replica's event loop: a thread costs more than a query.
 
     Args:
         registry: Directory of bundles.
@@ -40,7 +40,7 @@ class StageReplica(Generic[S]):
         self._use(self._cache.load_usable())
 
     def check_health(self) -> None:
-        """Asks a smoke query; Serve replaces a replica that answers otherwise than when its bundle was made."""
+        """Runs a smoke query; Serve replaces a replica whose answer differs from the recorded one."""
         check_answers(self._stage, self._smoke)
 
     async def load(self, version: str) -> None:
