@@ -165,7 +165,9 @@ def test_an_arm_is_published_beside_the_live_version_and_ended(
 ) -> None:
     registry, live = published[0], value_of(published[1], "version")
     arguments = ("publish", "--run", run[0], "--data", prepared[0], "--registry", registry)
-    version = value_of(printed(*arguments, "--arm", "B", "--percent", "5"), "version")
+    version = value_of(
+        printed(*arguments, "--arm", "B", "--percent", "5", "--set", "bundle.num_neighbours=3"), "version"
+    )
     assert version != live
     listed = printed("registry", "list", "--registry", registry)
     assert re.search(rf"{live} .*\blive\b", listed)
