@@ -89,9 +89,10 @@ class ClusterRecipe(Section):
     """CPUs that Ray reserves for a worker; leave Ray Data at least one."""
     threads_per_worker: PositiveInt | None = None
     """Torch threads of a worker; None: its share of the node's cores."""
-    placement: Literal["auto", "task", "worker"] = "auto"
-    """Where negatives are drawn: in Ray Data tasks or in the train worker. `auto`: in tasks only if the workers use
-    GPUs and the cluster has other nodes with CPUs, or starts nodes on demand (`wait_for_nodes`)."""
+    placement: Literal["auto", "task", "worker", "device"] = "auto"
+    """Where negatives are drawn: in Ray Data tasks, in the train worker, or on the worker's device, whose memory then
+    holds all of the worker's positives. `auto`: in tasks if the workers use GPUs and the cluster has other nodes with
+    CPUs, or starts nodes on demand (`wait_for_nodes`); otherwise in the worker."""
     max_failures: int = Field(default=3, ge=0)
     """Number of times that lost workers are replaced."""
     min_workers: PositiveInt | None = None

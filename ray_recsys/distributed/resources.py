@@ -14,7 +14,7 @@ from ray_recsys.progress import Reporter, silent
 _TOLERANCE = 1e-6  # of sums of fractional CPUs
 _WAIT_S = 3.0  # for CPUs that an earlier stage is releasing
 _MIN_TASK_CPUS = 0.25
-_MAX_TASK_CPUS = {"worker": 0.5, "task": 1.0}
+_MAX_TASK_CPUS = {"worker": 0.5, "device": 0.5, "task": 1.0}
 _STARTED_CPUS = 2.0  # that each worker's feed asks for where nodes start on demand: they feed 20 M samples/s
 _SCALE_UP = "where nodes start on demand, set cluster.wait_for_nodes"
 
@@ -27,7 +27,7 @@ class FeedResources:
     another's gradient would hold the CPUs that the other's batches need.
     """
 
-    placement: Literal["worker", "task"]
+    placement: Literal["worker", "task", "device"]
     task_cpus: float
     num_tasks: int
     """Concurrent tasks of one worker's feed."""
@@ -97,7 +97,7 @@ def _free_resources(needed: Mapping[str, float]) -> Mapping[str, float]:
         time.sleep(0.1)
 
 
-def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task"]:
+def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task", "device"]:
     """Returns where negatives are drawn: with GPU workers in tasks, if CPU nodes are there or start for the tasks."""
     if cluster.placement != "auto":
         return cluster.placement

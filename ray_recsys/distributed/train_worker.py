@@ -23,6 +23,8 @@ from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.sampling.device_stream import DeviceStream
+from ray_recsys.core.sampling.epoch_stream import EpochStream
 from ray_recsys.core.training.checkpoint import (
     BEST,
     checkpoint_name,
@@ -106,13 +108,18 @@ def train_worker(config: dict[str, Any]) -> Any:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
     shares, users = split_users(prepared, args.recipe, rank=rank, world_size=world_size)
-    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
+    device = ray.train.torch.get_device()
+    feed: EpochStream | DeviceStream
+    if args.resources.placement == "device":
+        feed = DeviceStream(prepared, args.recipe, device, rank=rank, world_size=world_size, shares=shares)
+    else:
+        feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
     trainer = Trainer(
         _initial_model(prepared, args, users),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
-        device=ray.train.torch.get_device(),
+        device=device,
         wrap=data_parallel,
         users=users,
     )

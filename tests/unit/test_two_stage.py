@@ -35,7 +35,8 @@ def test_the_curve_equals_index_and_rerank_of_each_user(tmp_path: Path) -> None:
 
     def query_of(factors: UserFactors) -> np.ndarray:
         assert isinstance(factors, DenseFactors)
-        return factors.values[0]
+        query: np.ndarray = factors.values[0]
+        return query
 
     def gain(items: np.ndarray, own: int) -> float:
         position = items.tolist().index(own) if own in items else 10

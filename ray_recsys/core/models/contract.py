@@ -177,6 +177,11 @@ class TensorBatch:
     """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer. None: the model
     does not use them."""
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of this worker, B x C."""
+        return self.item_idx.numel()
+
 
 USERS = "user_idx"
 """The field of a batch that names users."""

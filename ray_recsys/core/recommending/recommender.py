@@ -210,7 +210,7 @@ class Reranker:
     def _answer(self, query: Query, candidates: Candidates, scores: Float32s, best: Int32s) -> Recommendations:
         items = candidates.item_idx
         if query.diversity > 0 and candidates.user is not None:
-            order = np.argsort(-scores[: len(items)], kind="stable")
+            order = np.argsort(-scores[: len(items)], kind="stable").astype(np.int32)
             best = order[diversify(items[order], scores[order], self.bundle.neighbours, query.k, query.diversity)]
         return Recommendations(items[best], scores[best], candidates.source)
 

@@ -31,8 +31,8 @@ def best_first(scores: Float32s, num_kept: int) -> list[Int32s]:
         kept = zip(scores, top_items(scores, num_kept), strict=True)
         return [own[np.argsort(-row[own], kind="stable")] for row, own in kept]
     rows = np.arange(len(scores))[:, None]
-    order = np.argsort(-scores.reshape(-1)[together], axis=1, kind="stable")
-    return list((together[rows, order] % scores.shape[1]).astype(np.int32))
+    by_score = np.argsort(-scores.reshape(-1)[together], axis=1, kind="stable")
+    return list((together[rows, by_score] % scores.shape[1]).astype(np.int32))
 
 
 def _places(scores: Float32s, num_kept: int) -> Int64s | None:
@@ -53,4 +53,5 @@ def _of_row(scores: Float32s, num_kept: int) -> Int32s:
     edge = np.partition(values, len(values) - num_kept)[len(values) - num_kept]
     is_kept = values > edge
     is_kept[np.flatnonzero(values == edge)[: num_kept - int(is_kept.sum())]] = True
-    return eligible[is_kept]
+    kept: Int32s = eligible[is_kept]
+    return kept

@@ -39,6 +39,11 @@ class Batch:
     recent: Int32s | None = None
     """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer."""
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of this worker, B x (1 + N)."""
+        return self.item_idx.size
+
 
 class WindowSamples(Protocol):
     """Samples of a window, in the order of its pieces' histories."""

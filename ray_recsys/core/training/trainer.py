@@ -1,6 +1,6 @@
 """One training run's state and its steps: model, optimizer, learning-rate warm-up, early stopping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.models.contract import GradientModel, Model
+from ray_recsys.core.models.contract import GradientModel, Model, TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.device_copies import copied_ahead
 from ray_recsys.core.training.learner import DenseLearner, Learner, SparseLearner, is_sparse
 
 
@@ -150,7 +151,7 @@ class Trainer:
         """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
         return is_done(self.progress, self.recipe, self._num_epochs)
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch | TensorBatch) -> Tensor:
         """Makes one optimizer step; returns this worker's share of the loss, on the device.
 
         A step may have no positives on any worker, where a batch is smaller than the number of workers; it is skipped.
@@ -169,6 +170,11 @@ class Trainer:
         if self.average is None or not self.average.n_averaged:
             return self.model.export()
         return cast("GradientModel", self.average.module).export()
+
+    def ahead(self, batches: Iterable[Batch | TensorBatch]) -> Iterable[Batch | TensorBatch]:
+        """Returns the batches as `step` takes them; copied to a GPU while the step before runs."""
+        is_copied = self.device.type == "cuda" and isinstance(self.learner, DenseLearner)
+        return copied_ahead(batches, self.device) if is_copied else batches
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""
