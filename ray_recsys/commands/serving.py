@@ -93,14 +93,14 @@ def serve(invocation: Invocation, *, registry: Location) -> None:
 
 @click.command()
 @click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="A bundle, or a registry: its live one.")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Parquet files of recommendations.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Folder of Parquet files; _SUCCESS is last.")
 @click.option("--users", type=INPUT, metavar="FILE", help="Only these users: a user_id column, or one id a line.")
 @click.option("--k", type=click.IntRange(min=1), default=10, help="Items per user.")
 @takes_invocation
 def recommend(invocation: Invocation, *, bundle: Location, output: Location, users: Location | None, k: int) -> None:
     """Recommends to all users of a bundle.
 
-    Runs on the cluster and returns the same lists as the HTTP API.
+    Runs on the cluster and returns the same lists as the HTTP API. The same command resumes an interrupted run.
     """
     from ray_recsys.core.workflows.recommend import recommend as run
 

@@ -29,12 +29,10 @@ from ray_recsys.storage.files import (
     scratch_directory,
     sync_directory,
     upload_tree,
-    write_bytes,
 )
 from ray_recsys.storage.location import Location, LocationLike
 from ray_recsys.storage.pointers import read_pointer, replace_pointer
 
-SUCCESS = "_SUCCESS"
 _PARTS = "parts-"
 _ABANDONED_S = 86_400.0
 
@@ -106,32 +104,6 @@ def draft(final: LocationLike, *, overwrite: bool = False) -> Iterator[Location]
         raise
     with suppress(RecsysError):  # the new one is complete, even if deleting the old one fails
         _delete_old_parts(location, parts.name, before.text)
-
-
-@contextmanager
-def table_folder(final: LocationLike) -> Iterator[Location]:
-    """Yields a location to which tasks on any node add the files of a table, which has no manifest.
-
-    On a local disk it is renamed when it is complete. In an object store the files appear one by one, and a file
-    `_SUCCESS`, which readers of tables pass over, when all are there.
-
-    Raises:
-        ArtifactError: There is something at `final`.
-    """
-    location = Location.of(final)
-    if location.is_local:
-        with _renamed_directory(Path(location), overwrite=False) as directory:
-            yield Location.of(directory)
-        return
-    if exists(location):
-        raise ArtifactError(f"{location} exists already", remedy="give another one, or delete it first")
-    try:
-        yield location
-    except BaseException:
-        with suppress(RecsysError):
-            delete_tree(location)
-        raise
-    write_bytes(location / SUCCESS, b"")
 
 
 @contextmanager

@@ -93,6 +93,7 @@ def refit(
     cluster: ClusterRecipe,
     executor: Executor,
     *,
+    resume: bool = False,
     report: Reporter = silent,
 ) -> TrainResult:
     """Retrains a finished run's model on all interactions, held-out ones included, into a new run.
@@ -103,10 +104,11 @@ def refit(
         output: The run to write.
         cluster: Workers of the new run.
         executor: For models that are fitted without epochs.
+        resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
 
     Raises:
-        ArtifactError: `output` exists, or run or data cannot be used or do not belong together.
+        ArtifactError: `output` exists or cannot be resumed, or run or data cannot be used or do not belong together.
         ClusterError: The cluster has too few CPUs or GPUs.
         StageError: Training failed or diverged.
     """
@@ -115,11 +117,11 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return _fit_tracked(prepared, Location.of(output), recipe, executor, resume=False, report=report)
+        return _fit_tracked(prepared, Location.of(output), recipe, executor, resume=resume, report=report)
     chosen = _Chosen(read_progress(run.location / LAST), run.manifest.branch_epochs)
     start = run.manifest.warm_start
     return train_by_gradient(
-        prepared, Location.of(output), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+        prepared, Location.of(output), recipe, resume=resume, warm_start=start, report=report, chosen=chosen
     )
 
 

@@ -75,7 +75,7 @@ def test_the_whole_path_in_a_bucket(home: Location, tmp_path: Path, command: Com
     assert {v["state"] for v in command("registry", "list", "--registry", registry)["versions"]} == {"live", ""}
 
     command("recommend", "--bundle", registry, "--output", home / "lists", "--k", 5)
-    assert list_tree(home / "lists") == ["_SUCCESS", "part-00000.parquet"]
+    assert list_tree(home / "lists") == ["_SUCCESS", "_job.json", "part-00000.parquet"]
     with open_input(home / "lists" / "part-00000.parquet") as file:
         lists = pq.read_table(file).to_pandas()
     pq.write_table(pa.table({"user_id": ["user-00"], "item_id": ["item-00"]}), tmp_path / "pairs.parquet")

@@ -66,6 +66,7 @@ class Trainer(Protocol):
         cluster: ClusterRecipe,
         executor: Executor,
         *,
+        resume: bool,
         report: Reporter,
     ) -> TrainResult:
         """Retrains a finished run's model on all interactions."""
@@ -198,11 +199,13 @@ class Pipeline:
     def _refit(self, data: Location, finished: Location) -> Location:
         made_from = self.stages.after("train", {}, runs.SCHEMA_VERSION)
         run = self.output / f"refit-{digest_inputs('refit', made_from)}"
-        status: Status = "skipped" if _state_of(run) == "skipped" else "ran"
+        status, cluster = _state_of(run), self.recipe.cluster
 
         def make() -> None:
-            delete_tree(run)
-            self.trainer.refit(finished, data, run, self.recipe.cluster, self.executor, report=self.report)
+            if status == "ran":
+                delete_tree(run)  # killed before it was a run that can be resumed
+            resume = status == "resumed"
+            self.trainer.refit(finished, data, run, cluster, self.executor, resume=resume, report=self.report)
 
         self.stages.go("refit", made_from, make, lambda: _describe(run), status=status)
         return run
