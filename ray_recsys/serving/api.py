@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from prometheus_client.core import Metric
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -18,7 +19,7 @@ from ray_recsys.serving.coalescer import Coalescer
 from ray_recsys.serving.gateway import REQUEST_ID
 from ray_recsys.serving.impressions import Impression, ImpressionSink
 from ray_recsys.serving.live import LiveArm, LiveBundle
-from ray_recsys.serving.metrics import Metrics
+from ray_recsys.serving.metrics import Metrics, text_of
 from ray_recsys.serving.resolve import resolve, resolve_scores
 from ray_recsys.serving.schemas import (
     BatchEntry,
@@ -36,6 +37,7 @@ from ray_recsys.serving.stages import Answer, Stages
 from ray_recsys.serving.stock import Stock
 from ray_recsys.serving.tracing import recorder
 
+SCRAPE_S = 2.0  # that other replicas have to tell what they counted
 MAX_SHADOWS = 16  # answers of shadows under way; requests beyond are answered without
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,25 @@ class Api:
         self.stock = Stock(live.lists)
         self.record = recorder()
         self._shadows = Shadows(self.coalescer, self.metrics, limits)
+        self.num_in_flight: Callable[[], int] = lambda: 0
+        self.all_replicas: Callable[[], Awaitable[Sequence[Sequence[Metric]]]] | None = None
+        """Returns the metrics of every replica, this one included; None: there is only this one."""
+
+    def own_metrics(self) -> list[Metric]:
+        """Returns what this replica has counted."""
+        waiting, in_flight = self.coalescer.num_waiting, self.num_in_flight()
+        return self.metrics.families(self.live, self.impressions, num_waiting=waiting, num_in_flight=in_flight)
+
+    async def scrape(self) -> bytes:
+        """Returns the text of /metrics: of all replicas, or of this one alone if the others cannot be asked."""
+        replicas: Sequence[Sequence[Metric]] = []
+        if self.all_replicas is not None:
+            try:
+                async with asyncio.timeout(SCRAPE_S):
+                    replicas = await self.all_replicas()
+            except Exception as error:  # noqa: BLE001  (a metric less is better than none)
+                logger.warning("other replicas' metrics: %s: %s", type(error).__name__, error)
+        return text_of(replicas or [self.own_metrics()])
 
     def start(self) -> None:
         """Follows the registry and writes impressions, on the running event loop, until `stop`."""
