@@ -1,6 +1,6 @@
-# make demo [ARGS=--once]   real recommendations from real data: installs, then runs the whole way
+# make demo [ARGS=--once]   installs, then runs the full pipeline on MovieLens ratings
 # make test                 every check, as CI runs them
-# make format               what `make test` would complain about and a tool can mend
+# make format               applies automatic fixes of format and lint
 #
 # PYTHON=python3.12         the interpreter of the environment
 # PIP_ARGS=…                for pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu: torch without CUDA

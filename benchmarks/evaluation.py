@@ -1,9 +1,9 @@
-"""Users a second of full ranking: NeuMF (widths 64; 128-64-32) over 3,706 items, for 6,040 users.
+"""Users per second of full ranking: NeuMF (widths 64; 128-64-32) over 3,706 items, for 6,040 users.
 
     python -m benchmarks.evaluation [--json] [--check]
 
-Two rates, taken in turns: the kernel in one process with a thread per core, which scores, ranks and sums metrics of
-users in memory; and `evaluate` on a local Ray whose workers are warm, from the files to the result. A rate per wall
+Two rates, measured alternately: the kernel in one process with a thread per core, which scores, ranks and sums metrics
+of users in memory; and `evaluate` on a local Ray whose workers are warm, from the files to the result. A rate per wall
 second is what a user waits for; one per CPU second, of all processes, tells on a busy machine too.
 """
 
@@ -122,7 +122,7 @@ def _cpu_seconds() -> float:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--check", is_flag=True, help=f"Exit 1 if a rate is below {TARGET:,.0f} users per wall second.")
-@click.option("--rounds", default=5, show_default=True, help="Turns of each.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds of each.")
 def main(*, as_json: bool, check: bool, rounds: int) -> None:
     """Measures users per second of full ranking."""
     with tempfile.TemporaryDirectory() as directory, connect("local"):

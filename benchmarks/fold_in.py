@@ -5,7 +5,7 @@
 A share of the users, chosen by a hash, is left out of a copy of the prepared set. Each recipe is trained on both sets,
 without a refit, through the driver of `train`. Both models rank these users' test items under both protocols: the one
 from the users' trained factors, the other from their training histories, given as a request gives them. So both
-know the same of a user. Runs are kept in DIR and not trained again.
+have the same information about a user. Runs are kept in DIR and not trained again.
 """
 
 import json
@@ -127,8 +127,8 @@ def measure(prepared: PreparedSet, trained: Model, unseen: Model, recipe: Recipe
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The prepared set.")
 @click.option("--recipes", type=click.Path(path_type=Path), multiple=True, required=True, metavar="FILE...")
 @click.argument("more_recipes", type=click.Path(path_type=Path), nargs=-1, metavar="")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the copy and the runs are kept.")
-@click.option("--share", default=0.1, show_default=True, help="Of the users, to leave out.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Directory for the copy and the runs.")
+@click.option("--share", default=0.1, show_default=True, help="Fraction of users to leave out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--check", is_flag=True, help=f"Exit 1 if a recipe keeps less than {SHARE_TO_KEEP:.0%}.")
 def main(
@@ -158,7 +158,7 @@ def main(
         click.echo(json.dumps(found))
     else:
         for name, one in found.items():
-            click.echo(f"{name}: {one['num_users']:,} users, {one['fold_in_ms']:.2f} ms a fold-in")
+            click.echo(f"{name}: {one['num_users']:,} users, {one['fold_in_ms']:.2f} ms per fold-in")
             for label, values in one["metrics"].items():
                 click.echo(
                     f"    {label:<20}trained {values['trained']:.4f}, folded in {values['folded_in']:.4f} "

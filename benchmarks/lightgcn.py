@@ -3,8 +3,8 @@
     python -m benchmarks.lightgcn [--json] [--check] [--steps 20]
 
 One process with a thread per core trains by `jobs/recipes/gowalla-lightgcn.toml`. An epoch's time is the median step's
-times the number of steps, since all steps cost the same; a first one does not count. CPU seconds tell on a busy machine
-too. Memory is the process's peak, reading of the data and export of the model included.
+times the number of steps, since all steps cost the same; a first one does not count. CPU seconds are meaningful on a
+busy machine too. Memory is the process's peak, reading of the data and export of the model included.
 """
 
 import json
@@ -37,7 +37,7 @@ MAX_EPOCH_S, MAX_GB = 300.0, 4.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured."""
+    """Measurements."""
 
     steps_per_epoch: int
     epoch_s: float
@@ -89,7 +89,7 @@ def measure(directory: Path, num_steps: int) -> Result:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--check", is_flag=True, help=f"Exit 1 at {MAX_EPOCH_S:g} s an epoch, or {MAX_GB:g} GB, or more.")
-@click.option("--steps", default=20, show_default=True, help="Optimizer steps that are timed.")
+@click.option("--steps", default=20, show_default=True, help="Timed optimizer steps.")
 def main(*, as_json: bool, check: bool, steps: int) -> None:
     """Measures an epoch's time and the peak memory of LightGCN on a graph of Gowalla's shape."""
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""One measured run of `prepare_scale`, in a process of its own.
+"""One measured run of `prepare_scale`, in a separate process.
 
 Takes ENGINE LOG OUTPUT and prints one JSON object; times are those of the job alone, without imports and the start of
 Ray.

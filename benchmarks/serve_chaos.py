@@ -1,4 +1,4 @@
-"""Serving under a steady load while everything around it goes wrong: `python -m benchmarks.serve_chaos`.
+"""Serving under a steady load while faults are injected: `python -m benchmarks.serve_chaos`.
 
 Half the maximum rate is offered while bundles are swapped, rolled back, damaged and unreadable, replicas of each kind
 are killed by process id, and the graph is scaled up and down. An answer counts as failed if no attempt of a client that
@@ -37,7 +37,7 @@ _STAGES = {True: ("ingress",), False: ("ingress", "recall", "rerank")}
 
 @dataclass(frozen=True, slots=True)
 class Chaos:
-    """A running service, and what can be done to it; each method returns when the service is as it was."""
+    """A running service and the faults to inject; each method returns once the service has recovered."""
 
     address: str
     registry: Registry
@@ -45,7 +45,7 @@ class Chaos:
     prepared: PreparedSet
 
     def swap(self, times: int, wait_s: float) -> None:
-        """Makes another version live, again and again."""
+        """Makes another version live, repeatedly."""
         versions = self.registry.versions()
         for number in range(times):
             self.registry.set_current(versions[number % len(versions)])
@@ -58,7 +58,7 @@ class Chaos:
         self._wait_live()
 
     def kill(self, deployment: str) -> None:
-        """Kills one replica, and waits for another in its stead."""
+        """Kills one replica and waits for its replacement."""
         before = replicas(deployment)
         os.kill(before[0].pid, signal.SIGKILL)
         _wait(lambda: len({one.pid for one in replicas(deployment)} - {before[0].pid}) >= len(before))
@@ -73,7 +73,7 @@ class Chaos:
         self._wait_live()
 
     def damage(self) -> None:
-        """Makes a damaged bundle live behind the registry's back, until every replica has refused it."""
+        """Makes a damaged bundle live without the registry's checks, until every replica has refused it."""
         live = self.registry.current()
         with self.registry.staging() as staging:
             make_bundle(staging / "bundle", self.prepared, seed=99)
@@ -122,12 +122,12 @@ def _wait(is_so: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + SETTLE_S
     while not is_so():
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"not as it was after {SETTLE_S:g} s")
+            raise TimeoutError(f"not recovered after {SETTLE_S:g} s")
         time.sleep(0.2)
 
 
 def events(chaos: Chaos, *, num_swaps: int, swap_s: float, hidden_s: float) -> dict[str, Callable[[], None]]:
-    """Returns what is done to a service, by name, in order."""
+    """Returns the faults by name, in the order of injection."""
     kinds = _STAGES[chaos.settings.fused]
     return {
         "nothing": lambda: time.sleep(3),
@@ -142,7 +142,7 @@ def events(chaos: Chaos, *, num_swaps: int, swap_s: float, hidden_s: float) -> d
 
 
 def go_through(load: SteadyLoad, doings: dict[str, Callable[[], None]]) -> Iterator[dict[str, Any]]:
-    """Does one thing after the other under a load; yields what became of the requests meanwhile."""
+    """Injects one fault after another under a load; yields the outcomes of the requests during each."""
     for name, do in doings.items():
         load.take()
         start_s = time.monotonic()

@@ -14,7 +14,7 @@ from ray_recsys.core.recommending.registry import Registry
 from ray_recsys.core.vocabulary import ExternalId
 
 NUM_ATTEMPTS = 4
-BACKOFF_S = 0.2  # doubles: a replica that died is replaced within seconds, and the others answer meanwhile
+BACKOFF_S = 0.2  # doubles: a replica that died is replaced within seconds, and the others keep answering
 NUM_USERS = 50
 UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=50)
 _RETRIED = (500, 502, 503, 504)
@@ -36,7 +36,7 @@ def _of_version(recommender: Recommender) -> dict[ExternalId, list[ExternalId]]:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the requests."""
+    """Outcomes of the requests."""
 
     answered: int = 0
     retried: int = 0
@@ -47,7 +47,7 @@ class Counts:
     """Answered by other items than the version that the answer names has for the user."""
     slowest_s: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Of attempts that failed, with their number."""
+    """Errors of failed attempts, with their counts."""
 
     def failed_with(self, reason: str) -> None:
         """Counts an attempt that failed."""
@@ -55,7 +55,7 @@ class Counts:
 
 
 class SteadyLoad:
-    """Sends requests at a rate from a thread of its own, in a `with` block; a slow answer does not delay the next one.
+    """Sends requests at a rate from a separate thread, in a `with` block; a slow answer does not delay the next one.
 
     Args:
         address: Of the service.

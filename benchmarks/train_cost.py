@@ -1,4 +1,4 @@
-"""What training a recipe costs: seconds and peak memory of `ray-recsys train`, with every process that it starts.
+"""Cost of training a recipe: seconds and peak memory of `ray-recsys train`, with every process that it starts.
 
     python -m benchmarks.train_cost --data prepared --recipes A.toml B.toml [--set KEY=VALUE] [--json]
 

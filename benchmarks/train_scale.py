@@ -3,7 +3,7 @@
 Workers are processes of a gloo group on this machine, without Ray. Each has the rows of its share of the users and
 takes steps on made-up batches: 4,096 positives over all workers with 4 uniform negatives each, users uniform, items by
 popularity. The model is that of `train_throughput`, the items are 100,000. In every run a small model (6,040 users,
-3,706 items) takes steps in turns with the large one, so that both meet the same load; the target is a ratio of them.
+3,706 items) alternates steps with the large one, so that both see the same load; the target is a ratio of them.
 """
 
 import json
@@ -52,7 +52,7 @@ class Measurement:
     peak_bytes: int
     """Resident, of the largest worker."""
     sent_bytes: float
-    """That a worker gives to collectives at each step."""
+    """Passed to collectives by a worker at each step."""
     checkpoint_s: float
     """To write it to this machine's disk, its digests included."""
 
@@ -102,7 +102,7 @@ class Worker:
 
 @contextmanager
 def counted_bytes() -> Iterator[list[int]]:
-    """Yields a list that gets the bytes of each tensor which this process gives to a collective."""
+    """Yields a list that gets the bytes of each tensor that this process passes to a collective."""
     sent: list[int] = []
     gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
 
@@ -123,7 +123,7 @@ def counted_bytes() -> Iterator[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a group of workers measures."""
+    """Measurements of a group of workers."""
 
     num_users: int
     num_workers: int

@@ -1,8 +1,8 @@
 """Whole epochs through Ray Data and Ray Train against a bare in-memory PyTorch loop of the textbook NeuMF.
 
 Both: widths 64; 128-64-32, 4 negatives a positive, 4,096 positives a batch, Adam over all rows, MovieLens-1M's shape
-(6,040 users, 3,706 items, 1,000,000 interactions, made here). They take turns in one run; rates are of steady epochs,
-checkpoints and reports included, from the second epoch on; what start-up costs is beside them. A sample is one
+(6,040 users, 3,706 items, 1,000,000 interactions, made here). They alternate in one run; rates are of steady epochs,
+checkpoints and reports included, from the second epoch on; start-up cost is reported separately. A sample is one
 (user, item) pair, scored and back-propagated.
 """
 
@@ -69,12 +69,12 @@ class BareLoop:
         """Returns samples per second of one epoch."""
         start_s = time.perf_counter()
         order = torch.randperm(len(self._users))
-        for places in torch.split(order, BATCH):
-            negatives = torch.randint(NUM_ITEMS, (len(places), NUM_NEGATIVES))
-            items = torch.cat([self._items[places].unsqueeze(1), negatives], dim=1)
+        for positions in torch.split(order, BATCH):
+            negatives = torch.randint(NUM_ITEMS, (len(positions), NUM_NEGATIVES))
+            items = torch.cat([self._items[positions].unsqueeze(1), negatives], dim=1)
             labels = torch.zeros(items.shape)
             labels[:, 0] = 1
-            users = self._users[places].repeat_interleave(1 + NUM_NEGATIVES)
+            users = self._users[positions].repeat_interleave(1 + NUM_NEGATIVES)
             loss = functional.binary_cross_entropy_with_logits(self._model(users, items.view(-1)), labels.view(-1))
             self._optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -125,11 +125,11 @@ def train_with_ray(prepared: PreparedSet, run: Path, num_workers: int, num_epoch
 
 
 def measure(directory: Path, rounds: int, epochs: int, num_interactions: int) -> tuple[dict[str, list[float]], float]:
-    """Returns samples per second by name, and the median seconds of a run of ours beside its epochs."""
+    """Returns samples per second by name, and the median seconds of one of our runs outside its epochs."""
     rates: dict[str, list[float]] = {BARE: [], OURS_1: [], OURS_2: []}
     start_up_s: list[float] = []
     prepared = write_data(directory / "data", num_interactions)
-    parts = [prepared.read_partition(place) for place in range(NUM_PARTITIONS)]
+    parts = [prepared.read_partition(partition) for partition in range(NUM_PARTITIONS)]
     users = np.concatenate([part.training.rows() + part.first_user_idx for part in parts])
     items = np.concatenate([part.training.item_idx for part in parts]).astype(np.int64)
     bare = BareLoop(torch.from_numpy(users), torch.from_numpy(items), num_threads=2)
@@ -146,9 +146,9 @@ def measure(directory: Path, rounds: int, epochs: int, num_interactions: int) ->
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--check", is_flag=True, help=f"Exit 1 if 2 workers are below {TARGET} x the bare loop.")
 @click.option(
-    "--rounds", default=2, show_default=True, help="Turns of each of ours; the bare loop has one before each."
+    "--rounds", default=2, show_default=True, help="Rounds of each of ours; the bare loop runs once before each."
 )
-@click.option("--epochs", default=3, show_default=True, help="Epochs of a turn of ours; the bare loop's has one.")
+@click.option("--epochs", default=3, show_default=True, help="Epochs per round of ours; the bare loop has one.")
 @click.option("--interactions", default=1_000_000, show_default=True)
 def main(*, as_json: bool, check: bool, rounds: int, epochs: int, interactions: int) -> None:
     """Measures samples per second of whole epochs."""
@@ -162,7 +162,7 @@ def main(*, as_json: bool, check: bool, rounds: int, epochs: int, interactions: 
     else:
         for name, value in medians.items():
             click.echo(f"{name:<18}{value / 1e6:8.3f} M samples/s{ratios[name]:8.2f} x bare")
-        click.echo(f"start-up of a Ray Train run, beside its epochs: {start_up_s:.1f} s")
+        click.echo(f"start-up of a Ray Train run, excluding its epochs: {start_up_s:.1f} s")
     if check and ratios[OURS_2] < TARGET:
         raise SystemExit(f"target missed: {OURS_2}: {ratios[OURS_2]:.2f} x the bare loop, not {TARGET}")
 

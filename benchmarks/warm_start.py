@@ -1,8 +1,8 @@
 """Epochs that a warm start saves when a log has grown by a tenth.
 
 The first 90 % of a log by time are prepared, trained and published; then all of it is trained cold, and warm from that
-bundle for a third of the epochs, with the same recipe otherwise: its learning rate falls linearly to 0 in both. To
-reach: the cold run's best validation NDCG@10. Needs a log with times, e.g. MovieLens-1M's ratings as Parquet.
+bundle for a third of the epochs, with the same recipe otherwise: its learning rate falls linearly to 0 in both. The
+target is the cold run's best validation NDCG@10. Needs a log with times, e.g. MovieLens-1M's ratings as Parquet.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What `ray job submit` runs: each file is one command of `ray-recsys`, whose JSON result is the last line it prints.
+"""Entry points for `ray job submit`, one per command of `ray-recsys`; the JSON result is the last line printed.
 
-Paths that a job writes to must be absolute: it runs in a copy of the working directory that is thrown away.
+Paths that a job writes to must be absolute: it runs in a temporary copy of the working directory.
 """

@@ -47,7 +47,7 @@ _COMMANDS = (
 
 class _InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Lists the commands in the order of the way, not of the alphabet."""
+        """Lists the commands in pipeline order instead of alphabetically."""
         return list(self.commands)
 
 
@@ -70,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except click.Abort:  # Ctrl-C
         return 130
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+    except BrokenPipeError:  # the reader of stdout closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever failed, a person reads one line
+    except Exception as error:  # noqa: BLE001 - the boundary: users read one line, whatever failed
         return _explain(error)
     return status if isinstance(status, int) else 0
 

@@ -1,4 +1,4 @@
-"""The error tree; an error's class decides the exit status of the command that meets it.
+"""The error tree; an error's class determines the command's exit status.
 
     RecsysError
     ├── InputError                 exit 2: the user's input is wrong; message and remedy say what to change
@@ -8,12 +8,12 @@
     │   ├── ArtifactError          a prepared set, run or bundle
     │   │   ├── SchemaVersionError written by another schema version
     │   │   ├── IntegrityError     truncated or changed
-    │   │   └── BundleRefusedError whole, but its answers are not what they were or cannot be right
+    │   │   └── BundleRefusedError intact, but its answers differ from the recorded ones or are invalid
     │   ├── RegistryError          a registry without a live bundle
     │   ├── ClusterError           a Ray address, port or resource that is not available
-    │   └── AccessError            a bucket or URI that cannot be used: not there, not allowed, not supported
+    │   └── AccessError            a bucket or URI that cannot be used: missing, forbidden or unsupported
     ├── WorseModelError            exit 3: the quality gate kept the live bundle
-    ├── StorageError               exit 1: an object store that did not answer, or not in time
+    ├── StorageError               exit 1: an object store that did not answer in time
     ├── ConflictError              exit 1: another process changed the same small file meanwhile
     └── StageError                 exit 1: a stage failed although its input was good
 
@@ -25,7 +25,7 @@ class RecsysError(Exception):
     """Root of every error that the package raises on purpose.
 
     Args:
-        message: What is wrong: the offending value and the place.
+        message: What is wrong: the offending value and where it is.
         remedy: What to do about it; shown after the message.
     """
 
@@ -71,7 +71,7 @@ class IntegrityError(ArtifactError):
 
 
 class BundleRefusedError(ArtifactError):
-    """A bundle is whole, but would not answer as it did when it was made, or not at all."""
+    """A bundle is intact, but its answers differ from the recorded ones, or it cannot answer."""
 
 
 class RegistryError(InputError):
@@ -83,7 +83,7 @@ class ClusterError(InputError):
 
 
 class AccessError(InputError):
-    """A bucket or URI cannot be used: it is not there, not allowed, or not supported."""
+    """A bucket or URI cannot be used: it is missing, forbidden or unsupported."""
 
 
 class WorseModelError(RecsysError):
@@ -93,11 +93,11 @@ class WorseModelError(RecsysError):
 
 
 class StorageError(RecsysError):
-    """An object store did not answer, or not as it should, although the request was repeated."""
+    """An object store failed to answer correctly, even after retries."""
 
 
 class ConflictError(RecsysError):
-    """Another process changed the same thing meanwhile; nothing was overwritten."""
+    """Another process changed the same file meanwhile; nothing was overwritten."""
 
 
 class StageError(RecsysError):

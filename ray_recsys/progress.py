@@ -41,7 +41,7 @@ class EpochFinished:
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds in words, in the unit that fits."""
+    """Returns a duration as text, in the fitting unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -64,7 +64,7 @@ class TrainingRestarted:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something that does not end the stage, but that its user should know."""
+    """A warning: the stage continues."""
 
     message: str
 

@@ -1,1 +1,1 @@
-"""The commands of `ray-recsys`, a module for each part of the way; each is thin over one function of a stage."""
+"""The commands of `ray-recsys`, one module per part of the pipeline; each wraps one workflow function."""

@@ -35,7 +35,7 @@ def prepare(
     """Turns a raw interaction log into a prepared set.
 
     A prepared set has one row per user, the user's history. Reads Parquet, CSV, TSV, MovieLens `::` files and JSON
-    lines, from disk or any URI. Every dropped row is counted by its reason.
+    lines, from disk or any URI. Dropped rows are counted by reason.
     """
     from ray_recsys.core.preparing.pipeline import prepare as run
 

@@ -43,10 +43,10 @@ def evaluate(
     two_stage: bool,
     html: Location | None,
 ) -> None:
-    """Ranks held-out items by one or more models, beside the baselines Popularity and Random.
+    """Ranks held-out items by one or more models and the baselines Popularity and Random.
 
-    All see the same users and candidates: every item that the user has not seen, or a sample of them. Models of ratings
-    are also judged by RMSE and MAE, beside the users' and items' mean rating.
+    All models see the same users and candidates: every item that the user has not seen, or a sample of them. Models of
+    ratings are also evaluated by RMSE and MAE, against the users' and items' mean rating.
     """
     from ray_recsys.core.prepared import PreparedSet
     from ray_recsys.core.workflows.evaluate import evaluate as run
@@ -132,9 +132,9 @@ def _two_stage_table(label: str, stages: "TwoStageResult") -> Table:
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
 @click.option("--recipes", type=INPUT, multiple=True, required=True, metavar="FILE...", help="Recipes to compare.")
 @click.argument("more_recipes", type=INPUT, nargs=-1, metavar="")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Where runs and reports go.")
-@click.option("--seeds", "num_seeds", type=click.IntRange(min=1), default=3, help="Trainings of each recipe.")
-@click.option("--resamples", "num_resamples", type=click.IntRange(min=100), default=2000, help="Of the bootstrap.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Directory of runs and reports.")
+@click.option("--seeds", "num_seeds", type=click.IntRange(min=1), default=3, help="Number of seeds per recipe.")
+@click.option("--resamples", "num_resamples", type=click.IntRange(min=100), default=2000, help="Bootstrap resamples.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Budget of each training's epochs.")
 @recipe_option("--protocol", "evaluate.protocol", type=click.Choice(["full", "sampled"]), help="Candidates ranked.")
 @recipe_option("--max-users", "evaluate.max_users", type=click.IntRange(min=1), help="Evaluates about this many users.")

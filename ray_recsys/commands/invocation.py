@@ -1,4 +1,4 @@
-"""Options that every command takes (--recipe, --set, --json, --address) and how it answers. Imports nothing heavy."""
+"""Options of every command (--recipe, --set, --json, --address) and output of results. Imports nothing heavy."""
 
 import functools
 import os
@@ -53,7 +53,7 @@ OUTPUT = OutputLocation()
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One call of a command: its recipe, its cluster, and where its progress and result go."""
+    """One call of a command: its recipe, its cluster, and the destinations of its progress and result."""
 
     command: str
     recipe: Recipe
@@ -114,7 +114,7 @@ def takes_invocation_of(default_recipe: Path | None) -> Callable[[Callable[..., 
 
 @contextmanager
 def _reporter(command: str, *, as_json: bool) -> Iterator[Reporter]:
-    """Yields what shows progress on stderr: a bar on a terminal, plain lines elsewhere and with --json."""
+    """Yields a progress display on stderr: a bar on a terminal, plain lines elsewhere and with --json."""
     if as_json or not sys.stderr.isatty():
         yield StderrReporter(command)
         return

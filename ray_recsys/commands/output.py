@@ -1,4 +1,4 @@
-"""How a command's result is written: one JSON object, ruled tables on a terminal, or aligned text in a pipe."""
+"""Output of a command's result: one JSON object, ruled tables on a terminal, or aligned text in a pipe."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The command of the whole way: prepare → train → evaluate → publish as one job."""
+"""The pipeline command: prepare → train → evaluate → publish as one job."""
 
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--input", "inputs", multiple=True, required=True, metavar="PATH...", help="Log: files, folders or URIs.")
 @click.argument("more_inputs", nargs=-1, metavar="")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Where the stages write; kept.")
-@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Output directory of the stages; kept.")
+@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Registry of bundles.")
 @click.option("--items", metavar="FILE", help="Side file of item titles and categories.")
 @click.option("--test", "tests", multiple=True, metavar="FILE", help="Test interactions, for split.method = given.")
 @recipe_option(
     "--min-ratio", "bundle.min_ratio", type=float, help="Required part of the live NDCG@10.  [default: 0.98]"
 )
-@click.option("--force", is_flag=True, help="Publish a model that is worse than the live one, too.")
+@click.option("--force", is_flag=True, help="Publish even a model that is worse than the live one.")
 @takes_invocation
 def pipeline(
     invocation: Invocation,
@@ -63,7 +63,7 @@ def _tables(result: "PipelineResult") -> list[Table]:
         Table(("stage", "status", "seconds", "inputs"), rows),
         *evaluation_tables(result.evaluation),
         facts(
-            gate=result.gate.describe() if result.gate else "not asked: nothing has changed since it was passed",
+            gate=result.gate.describe() if result.gate else "skipped: nothing has changed since it was passed",
             live=result.live or "none",
             report=result.output / "report.html",
         ),

@@ -11,12 +11,12 @@ from ray_recsys.storage.location import Location
 
 
 class RecipeCheck(BaseModel):
-    """What a recipe was checked against."""
+    """Result of a recipe's check."""
 
     valid: bool = True
     log_files: int | None = None
     data_differs: str | None = None
-    """How the prepared set was made differently; empty: it was not."""
+    """Differences from the recipe of the prepared set; empty: none."""
 
 
 class Explanation(BaseModel):
@@ -71,8 +71,8 @@ def check(
 ) -> None:
     """Checks a recipe, against a log or a prepared set if one is given.
 
-    The exit status is 2 if a key or value is wrong, or the log lacks a column. How a prepared set was made differently
-    is told, and is no error.
+    The exit status is 2 if a key or value is wrong, or the log lacks a column. Differences from the recipe of a
+    prepared set are reported, not treated as errors.
     """
     from ray_recsys.core.prepared import PreparedSet
     from ray_recsys.core.preparing.log_files import list_log_files
@@ -94,7 +94,7 @@ def check(
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @takes_invocation
 def explain(invocation: Invocation, *, keys: tuple[str, ...]) -> None:
-    """Says what keys or sections accept, their default and what they do.
+    """Shows what keys or sections accept, their defaults and what they do.
 
     For example `ray-recsys recipe explain train.batch_size feed`. Without a key, all are listed.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray_recsys.core.recommending.registry import Registry
 
 _registry_option = click.option(
-    "--registry", "path", type=INPUT, required=True, metavar="DIR", help="Where bundles are."
+    "--registry", "path", type=INPUT, required=True, metavar="DIR", help="Registry of bundles."
 )
 _LIVE, _GOOD, _UNREADABLE = "live", "good", "unreadable"
 
@@ -42,14 +42,14 @@ class Versions(BaseModel):
 
 
 class Rollback(BaseModel):
-    """What is live after a rollback."""
+    """The live version after a rollback."""
 
     version: str
     replaced: str | None
 
 
 class Pruned(BaseModel):
-    """What prune removed, and what it kept because a process serves it."""
+    """Removed versions, and old ones that were kept because a process serves them."""
 
     removed: list[str]
     in_use: list[str]
@@ -57,7 +57,7 @@ class Pruned(BaseModel):
 
 @click.group()
 def registry() -> None:
-    """Looks after published bundles."""
+    """Manages published bundles."""
 
 
 registry.add_command(publish)
@@ -131,12 +131,19 @@ def end(invocation: Invocation, *, path: Location, arm: str) -> None:
 
 
 @click.command()
-@click.option("--impressions", type=INPUT, required=True, metavar="DIR", help="What `serve.impressions` recorded.")
+@click.option(
+    "--impressions", type=INPUT, required=True, metavar="DIR", help="Directory recorded by `serve.impressions`."
+)
 @click.option("--log", type=INPUT, required=True, multiple=True, metavar="FILE", help="Interactions; may be repeated.")
-@click.option("--window-days", type=click.FloatRange(0, min_open=True), default=7.0, help="From shown to chosen.")
+@click.option(
+    "--window-days",
+    type=click.FloatRange(0, min_open=True),
+    default=7.0,
+    help="Maximum time from impression to interaction.",
+)
 @takes_invocation
 def ab(invocation: Invocation, *, impressions: Location, log: tuple[Location, ...], window_days: float) -> None:
-    """Compares the arms of an experiment: how often their users chose what they were shown."""
+    """Compares the arms of an experiment: how often their users chose recommended items."""
     from ray_recsys.core.workflows.ab import LogColumns, compare_arms
     from ray_recsys.errors import InputError
 

@@ -12,7 +12,7 @@ from ray_recsys.storage.location import Location
 
 
 class Serving(BaseModel):
-    """Where the service answers."""
+    """Address of the service."""
 
     address: str
     docs: str
@@ -22,14 +22,16 @@ class Serving(BaseModel):
 @click.command()
 @click.option("--run", "run_path", type=INPUT, required=True, metavar="RUN", help="The run whose model is published.")
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set that it was trained on.")
-@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Where bundles are kept.")
+@click.option("--registry", type=OUTPUT, required=True, metavar="DIR", help="Registry of bundles.")
 @click.option("--recall-run", type=INPUT, metavar="RUN", help="Another run whose model recalls; --run then reranks.")
 @recipe_option(
     "--min-ratio", "bundle.min_ratio", type=float, help="Required part of the live NDCG@10.  [default: 0.98]"
 )
-@click.option("--force", is_flag=True, help="Publish a model that is worse than the live one, too.")
-@click.option("--arm", metavar="NAME", help="Publish beside the live version, which stays: an arm of this name.")
-@click.option("--percent", type=click.FloatRange(0, 100, min_open=True), default=10.0, help="Of the users; with --arm.")
+@click.option("--force", is_flag=True, help="Publish even a model that is worse than the live one.")
+@click.option("--arm", metavar="NAME", help="Publish as an arm of this name; the live version stays.")
+@click.option(
+    "--percent", type=click.FloatRange(0, 100, min_open=True), default=10.0, help="Percentage of users; with --arm."
+)
 @click.option("--shadow", is_flag=True, help="Users see the live version's answers; the arm's are only counted.")
 @takes_invocation
 def publish(
@@ -46,9 +48,9 @@ def publish(
 ) -> None:
     """Makes a run's model the live bundle, unless it is worse than the live one (exit status 3).
 
-    With --arm the live bundle stays, and the new one answers a part of the users beside it.
+    With --arm the live bundle stays, and the new one serves a share of the users.
     """
-    from ray_recsys.core.workflows.publish import Beside
+    from ray_recsys.core.workflows.publish import ArmSpec
     from ray_recsys.core.workflows.publish import publish as run
     from ray_recsys.trackers.tracker import tag_published
 
@@ -61,7 +63,7 @@ def publish(
             executor,
             recall_run=recall_run,
             force=force,
-            beside=None if arm is None else Beside(arm, percent, shadow),
+            arm=None if arm is None else ArmSpec(arm, percent, shadow),
             report=invocation.report,
         )
     tag_published(run_path, result.version, invocation.report)
@@ -91,14 +93,14 @@ def serve(invocation: Invocation, *, registry: Location) -> None:
 
 @click.command()
 @click.option("--bundle", type=INPUT, required=True, metavar="DIR", help="A bundle, or a registry: its live one.")
-@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Parquet files of recommendations.")
+@click.option("--output", type=OUTPUT, required=True, metavar="DIR", help="Folder of Parquet files; _SUCCESS is last.")
 @click.option("--users", type=INPUT, metavar="FILE", help="Only these users: a user_id column, or one id a line.")
 @click.option("--k", type=click.IntRange(min=1), default=10, help="Items per user.")
 @takes_invocation
 def recommend(invocation: Invocation, *, bundle: Location, output: Location, users: Location | None, k: int) -> None:
     """Recommends to all users of a bundle.
 
-    Runs on the cluster and gives the same lists that HTTP gives.
+    Runs on the cluster and returns the same lists as the HTTP API. The same command resumes an interrupted run.
     """
     from ray_recsys.core.workflows.recommend import recommend as run
 

@@ -13,7 +13,7 @@ from ray_recsys.storage.location import Location
 @click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="The run to write.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted run.")
 @click.option("--refit", "finished", type=INPUT, metavar="RUN", help="Trains this finished run again on everything.")
-@click.option("--warm-start", type=INPUT, metavar="BUNDLE", help="Begins with this bundle's (or registry's) weights.")
+@click.option("--warm-start", type=INPUT, metavar="BUNDLE", help="Starts from this bundle's (or registry's) weights.")
 @takes_invocation
 def train(
     invocation: Invocation,
@@ -36,7 +36,7 @@ def train(
     if resume and finished is not None:
         raise InputError("--resume and --refit exclude each other", remedy="resume the refit's own run with --resume")
     if warm_start is not None and finished is not None:
-        raise InputError("--warm-start and --refit exclude each other", remedy="a refit begins as its run began")
+        raise InputError("--warm-start and --refit exclude each other", remedy="a refit starts as its run started")
     recipe, report = invocation.recipe, invocation.report
     with invocation.connect() as executor:
         if finished is None:
@@ -49,7 +49,7 @@ def train(
 
 @click.command()
 @click.option("--data", type=INPUT, required=True, metavar="DIR", help="The prepared set.")
-@click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="Where trials and the best recipe go.")
+@click.option("--output", type=OUTPUT, required=True, metavar="RUN", help="Directory of trials and the best recipe.")
 @click.option("--resume", is_flag=True, help="Resumes an interrupted search.")
 @takes_invocation
 def tune(invocation: Invocation, *, data: Location, output: Location, resume: bool) -> None:

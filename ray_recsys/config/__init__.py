@@ -1,4 +1,4 @@
-"""Typed recipes. `files` reads and writes them as TOML; `messages` puts their errors into words."""
+"""Typed recipes. `files` reads and writes them as TOML; `messages` formats their errors."""
 
 from ray_recsys.config.data import DropRule, InputRecipe, ItemsRecipe, PrepareRecipe, SplitRecipe
 from ray_recsys.config.models import (

@@ -35,7 +35,7 @@ class DropRule(Section):
 
 
 class FileFormat(Section):
-    """How a file of rows is written."""
+    """Format of a file of rows."""
 
     format: Literal["auto", "parquet", "csv", "tsv", "movielens", "jsonl", "user_lines"] = "auto"
     """`auto` goes by the ending (.parquet .csv .tsv .data .dat .jsonl .ndjson); `movielens` is `::`-separated;
@@ -59,7 +59,7 @@ class FileFormat(Section):
 
 
 class InputRecipe(FileFormat):
-    """How to read the interaction log."""
+    """Format and columns of the interaction log."""
 
     user_column: str = "user_id"
     item_column: str = "item_id"
@@ -75,7 +75,7 @@ class InputRecipe(FileFormat):
     @model_validator(mode="before")
     @classmethod
     def _without_times(cls, data: Any) -> Any:
-        """Lines of users have no times, so nobody needs to say it."""
+        """Sets the columns that lines of users imply: they have no times."""
         if isinstance(data, Mapping) and data.get("format") == "user_lines":
             return {"timestamp_column": None, **data}
         return data
@@ -92,7 +92,7 @@ class InputRecipe(FileFormat):
 
 
 class ItemsRecipe(FileFormat):
-    """How to read the side file of items; its columns travel to the bundle."""
+    """Format and columns of the side file of items; its columns are copied to the bundle."""
 
     id_column: str = "item_id"
     title_column: str | None = "title"
@@ -106,14 +106,14 @@ class ItemsRecipe(FileFormat):
 
 
 class PrepareRecipe(Section):
-    """Which interactions are kept."""
+    """Deduplication and filters of interactions."""
 
     deduplicate: Literal["first", "last", "highest_rating", "count"] = "last"
-    """Which of a pair's interactions is kept; `count`: the last, with the number of them as its repetition."""
+    """Interaction kept of a repeated (user, item) pair; `count`: the last, with their number as its repetition."""
     min_rating: float | None = None
     """Interactions rated lower are dropped, after deduplication."""
     max_interactions_per_user: PositiveInt = 1_000_000
-    """A user with more rows in the log, repetitions included, is a robot: all its rows are dropped."""
+    """A user with more rows in the log, repetitions included, counts as a robot: all its rows are dropped."""
     min_interactions_per_user: PositiveInt = 1
     min_interactions_per_item: PositiveInt = 1
     filter: Literal["once", "k_core"] = "once"
@@ -123,11 +123,11 @@ class PrepareRecipe(Section):
 
 
 class SplitRecipe(Section):
-    """Which interactions are held out."""
+    """Split into training, validation and test interactions."""
 
     method: Literal["leave_one_out", "global_time", "random_per_user", "given"] = "leave_one_out"
     """`leave_one_out`: a user's last is the test, the one before the validation (ties in time: by item id); `given`:
-    the test is in files of its own (`prepare --test`), the validation is drawn from each user's other interactions."""
+    the test is in separate files (`prepare --test`), the validation is drawn from each user's other interactions."""
     validation_fraction: Fraction = 0.1
     """Share of interactions held out for validation (not for leave_one_out)."""
     test_fraction: Fraction = 0.1

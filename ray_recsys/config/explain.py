@@ -1,4 +1,4 @@
-"""What a recipe's keys mean: range, default and description, from the sections' own docstrings."""
+"""Documentation of a recipe's keys: range, default and description, from the sections' docstrings."""
 
 import difflib
 from typing import Any

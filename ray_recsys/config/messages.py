@@ -1,6 +1,6 @@
-"""Puts what is wrong with a recipe into words: the key, the value, what is accepted there, and the nearest known key.
+"""Formats the errors of a recipe: the key, the value, what is accepted there, and the nearest known key.
 
-Works on the JSON schema of the recipe; knows no field by name.
+Works on the JSON schema of the recipe alone.
 """
 
 import difflib

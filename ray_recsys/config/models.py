@@ -1,4 +1,4 @@
-"""The `[model]` section of a recipe: one class per model, told apart by `name`."""
+"""The `[model]` section of a recipe: one class per model, selected by `name`."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -30,14 +30,14 @@ class PopularityRecipe(Section):
 
     name: Literal["popularity"] = "popularity"
     half_life_days: float | None = Field(default=None, gt=0)
-    """An interaction's weight halves every so many days back from the latest one; None: all weigh 1."""
+    """Half-life of an interaction's weight, in days before the latest interaction; None: all weigh 1."""
 
 
 class SimilarityRecipe(Section):
     """Similarity of items or of users, as `core.models.similarity` computes it: cosine, corrected."""
 
     num_neighbours: PositiveInt = 100
-    """Most similar ones kept of each."""
+    """Number of most similar rows kept per row."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Similarity of a to its neighbour b is common / (|a|^2(1 - alpha) x |b|^2 alpha + shrinkage); 0.5: the cosine."""
     shrinkage: float = Field(default=0.0, ge=0)
@@ -47,12 +47,12 @@ class SimilarityRecipe(Section):
 
 
 class HistoryWeightsRecipe(Section):
-    """How much each item of a user's history counts when that user's items are scored."""
+    """Weights of the items of a user's history in scoring."""
 
     recency_half_life: float | None = Field(default=None, gt=0)
-    """A history item's weight halves every so many interactions back from the user's last; None: all weigh 1."""
+    """Half-life of a history item's weight, in interactions before the user's last; None: all weigh 1."""
     recency_floor: Fraction = 0.0
-    """Weight that an old item approaches instead of 0."""
+    """Lower bound of an old item's weight."""
 
 
 class ItemKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
@@ -75,9 +75,9 @@ class UserKNNRecipe(SimilarityRecipe, HistoryWeightsRecipe):
 
     name: Literal["user_knn"] = "user_knn"
     neighbour_half_life: float | None = Field(default=None, gt=0)
-    """What a neighbour's item adds to its score halves every so many interactions back from the neighbour's last."""
+    """Half-life of the contribution of a neighbour's item, in interactions before the neighbour's last."""
     neighbour_floor: Fraction = 0.0
-    """Share that a neighbour's old item approaches instead of 0."""
+    """Lower bound of the contribution of a neighbour's old item."""
 
 
 class EASERecipe(HistoryWeightsRecipe):
@@ -92,7 +92,7 @@ class EASERecipe(HistoryWeightsRecipe):
     l2: float = Field(default=500.0, gt=0)
     """Added to the diagonal of the Gram matrix; more for more interactions."""
     max_memory_gb: float = Field(default=8.0, gt=0)
-    """Refuse catalogues whose dense matrices need more."""
+    """Maximum memory of the dense matrices; larger catalogues are refused."""
     weight_by_repetition: bool = False
     """Whether a history item's weight grows with 1 + ln(repetition)."""
 
@@ -112,11 +112,11 @@ class IALSRecipe(HistoryWeightsRecipe):
     l2: float = Field(default=0.005, gt=0)
     """Strength of the regularisation, before it is scaled by frequency."""
     unobserved_weight: float = Field(default=0.3, gt=0)
-    """Weight of each of all user-item pairs, beside the weight 1 of an interaction."""
+    """Weight of every user-item pair; an interaction adds 1."""
     nu: float = Field(default=1.0, ge=0)
     """Exponent of the frequency that scales the regularisation: 0 is uniform, 1 by frequency."""
     epochs: PositiveInt = 12
-    """Solves of all items and all users."""
+    """Number of alternating solves of all items and all users."""
     init_std: float = Field(default=0.1, gt=0)
     """Standard deviation of the initial user vectors, divided by sqrt(embedding_dim)."""
 
@@ -144,7 +144,7 @@ class GMFRecipe(Section):
 
 
 class MLPBranchRecipe(Section):
-    """The MLP of NeuMF, by itself or as a branch."""
+    """The MLP of NeuMF, standalone or as a branch."""
 
     embedding_dim: PositiveInt = 32
     """Width of the embeddings of users and of items; NeuMF has them for each branch."""
@@ -172,7 +172,7 @@ class MLPRecipe(MLPBranchRecipe):
 
 
 class BranchRecipe(Section):
-    """How a branch of NeuMF is trained by itself."""
+    """Pre-training of one branch of NeuMF."""
 
     feed: FeedRecipe = FeedRecipe()
     train: TrainRecipe = TrainRecipe()
@@ -185,12 +185,12 @@ class BranchRecipe(Section):
 
 
 class PretrainRecipe(Section):
-    """Branches of NeuMF that are trained by themselves before the whole (He et al. 2017, section 3.4.1)."""
+    """Branches of NeuMF that are pre-trained separately (He et al. 2017, section 3.4.1)."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of the GMF branch in the fused logit, alpha x GMF + (1 - alpha) x MLP; only if both are trained first."""
     gmf_model: Literal["gmf", "mf"] = "gmf"
-    """What the GMF branch is trained as: GMF with its output weights, as in the paper, or plain MF."""
+    """Model of the pre-trained GMF branch: GMF with its output weights, as in the paper, or plain MF."""
     gmf: BranchRecipe | None = BranchRecipe()
     """None: this branch starts from scratch."""
     mlp: BranchRecipe | None = BranchRecipe()
@@ -210,14 +210,14 @@ class NeuMFRecipe(MLPBranchRecipe):
 
     name: Literal["neumf"] = "neumf"
     gmf_loss_weight: float = Field(default=0.0, ge=0)
-    """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well by itself."""
+    """Weight of the auxiliary loss on GMF logit + biases, which makes recall rank well on its own."""
     gmf_output: bool = True
     """Whether the GMF branch has output weights, as in the paper; without them it is a plain inner product."""
     recent_items: int = Field(default=0, ge=0)
-    """How many of the user's latest items before the one to be predicted add to the user's vectors; 0: none, as in the
+    """Number of the user's latest items before the predicted one that add to the user's vectors; 0: none, as in the
     paper."""
     recent_half_lives: tuple[PositiveFloat, ...] = Field(default=(2.0, 12.0), min_length=1)
-    """The recent items enter as weighted means, one per half-life: weights halve every so many items back."""
+    """The recent items enter as weighted means, one per half-life, which counts items."""
     pretrain: PretrainRecipe | None = None
     """Trains the branches first; None: NeuMF is trained from scratch."""
 

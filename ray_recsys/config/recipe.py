@@ -57,6 +57,14 @@ class Recipe(Section):
                 raise ValueError(
                     f"train.objective = {self.train.objective!r}, but a branch in model.pretrain has another one"
                 )
+        if self.cluster.placement == "device":
+            if self.feed.negatives != "uniform" and self.train.objective == "implicit":
+                raise ValueError("cluster.placement = 'device' draws uniform negatives; set feed.negatives = 'uniform'")
+            if self.train.optimizer == "sparse_adam":
+                raise ValueError(
+                    "cluster.placement = 'device': sparse_adam finds a batch's rows on the host; set train.optimizer = "
+                    "'adam' or cluster.placement = 'worker'"
+                )
         needs_ratings = {
             "train.objective = 'explicit'": self.train.objective == "explicit",
             "prepare.min_rating": self.prepare.min_rating is not None,

@@ -1,4 +1,4 @@
-"""What every recipe section shares: strict keys, TOML's word for null, and no booleans in place of numbers."""
+"""Common behaviour of recipe sections: strict keys, TOML's word for null, and no booleans in place of numbers."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

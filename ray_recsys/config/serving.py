@@ -1,4 +1,4 @@
-"""Recipe sections on what is done with a trained model: evaluation, the bundle, the Serve graph."""
+"""Recipe sections for evaluation, the bundle and the Serve graph."""
 
 from typing import Literal, Self
 
@@ -18,12 +18,12 @@ class EvaluateRecipe(Section):
     max_users: PositiveInt | None = None
     """Evaluate about this many users, a sample by a hash of their index and the seed; none: every user."""
     popularity_half_life_days: float = Field(default=30.0, gt=0)
-    """Of the baseline Recent popularity, which is evaluated where the split is by global time."""
+    """Half-life of the baseline Recent popularity, which is evaluated where the split is by global time."""
     users_per_batch: PositiveInt = 256
 
 
 class BundleRecipe(Section):
-    """What publish puts into a bundle beside the model."""
+    """What publish derives from the model and adds to the bundle."""
 
     num_neighbours: PositiveInt = 50
     """Similar items kept per item."""
@@ -37,7 +37,7 @@ class BundleRecipe(Section):
     min_recall: float = Field(default=0.95, gt=0, le=1)
     """Part of the exact candidates that lists must find, on average over users; otherwise the search stays exact."""
     tuned_candidates: PositiveInt = 200
-    """Number of candidates that `min_recall` is about."""
+    """Number of candidates at which `min_recall` is measured."""
 
 
 class ServeRecipe(Section):
@@ -47,7 +47,7 @@ class ServeRecipe(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """0: a free port."""
     num_candidates: PositiveInt = 200
-    """Items that recall hands to rerank unless the request says otherwise."""
+    """Candidates that recall passes to rerank, unless the request sets another number."""
     max_k: PositiveInt = 500
     max_candidates: PositiveInt = 2000
     max_history: PositiveInt = 1000
@@ -56,18 +56,18 @@ class ServeRecipe(Section):
     max_list_items: PositiveInt = 1_000_000
     """Items of a list uploaded by PUT /v1/lists/{name}; its body may have 16 bytes for each, and 1 MiB."""
     ingress_replicas: PositiveInt | None = None
-    """none: 2 where the cluster has at least 2 CPUs, so that one that dies or is replaced leaves the other."""
+    """none: 2 where the cluster has at least 2 CPUs, so that one remains when the other dies or is replaced."""
     recall_replicas: PositiveInt = 1
     rerank_replicas: PositiveInt = 1
     fused: bool = True
     """Both stages run in the ingress's replicas, with no hop between processes: the fastest where one replica holds the
-    bundle; false: each stage has replicas of its own, so that they scale apart."""
+    bundle; false: each stage has its own replicas and scales separately."""
     max_waiting: PositiveInt = 256
     """Requests that may wait in an ingress replica; it refuses more with 503, rather than answer them late."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """After so long without an answer from the stages' replicas a request is refused with 503."""
+    """A request without an answer from the stages' replicas after this time is refused with 503."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names in the Host header that are served beside loopback's; none on a host that is no loopback: every name."""
+    """Host header names accepted in addition to loopback's; none on a non-loopback host: every name."""
     allow_open: bool = False
     """Listen to other machines although there are no API keys."""
     rate_per_key: float | None = Field(default=None, gt=0)

@@ -1,4 +1,4 @@
-"""The recipe section on trackers: where a training's metrics go besides its run."""
+"""The recipe section on experiment trackers."""
 
 from pydantic import Field
 
@@ -13,6 +13,6 @@ class TrackRecipe(Section):
     mlflow: bool = False
     """An MLflow run with recipe, metrics per epoch and, once published, the bundle's version (the extra `mlflow`)."""
     mlflow_uri: str | None = None
-    """MLflow's tracking URI; None: MLFLOW_TRACKING_URI, or else the folder `mlruns` beside the run."""
+    """MLflow's tracking URI; None: MLFLOW_TRACKING_URI, or else the folder `mlruns` next to the run."""
     experiment: str = Field(default="ray_recsys", min_length=1)
     """MLflow's experiment."""

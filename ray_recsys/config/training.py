@@ -12,16 +12,16 @@ class FeedRecipe(Section):
     """The epoch stream: positives, their weights and their negatives."""
 
     num_negatives: PositiveInt = 4
-    """Negatives per positive, drawn anew each epoch."""
+    """Negatives per positive, resampled every epoch."""
     negatives: Literal["uniform", "popularity"] = "uniform"
     popularity_alpha: float = Field(default=0.75, ge=0, le=1)
     """Negatives by count^alpha, if `negatives` is popularity."""
     exclude_held_out: bool = False
     """Whether held-out items are never negatives; by default they may be, since training must not know them."""
     recency_half_life: float | None = Field(default=None, gt=0)
-    """Weight of a positive halves every so many interactions back from the user's last; mean 1 a user."""
+    """Half-life of a positive's weight, in interactions before the user's last; normalised to mean 1 per user."""
     weight_by_repetition: bool = False
-    """Weight of a positive grows with 1 + ln(repetition); mean 1 a user."""
+    """Weight of a positive grows with 1 + ln(repetition); normalised to mean 1 per user."""
     window_interactions: PositiveInt = 50_000_000
     """Positives that a worker shuffles at once; whole partitions, at least one. An epoch begins with smaller ones."""
 
@@ -79,7 +79,7 @@ class TrainRecipe(Section):
 
 
 class ClusterRecipe(Section):
-    """What a command may use of the cluster."""
+    """Cluster resources that a command may use."""
 
     num_workers: PositiveInt = 2
     """DDP workers of a training run."""
@@ -89,16 +89,17 @@ class ClusterRecipe(Section):
     """CPUs that Ray reserves for a worker; leave Ray Data at least one."""
     threads_per_worker: PositiveInt | None = None
     """Torch threads of a worker; None: its share of the node's cores."""
-    placement: Literal["auto", "task", "worker"] = "auto"
-    """Where negatives are drawn: in Ray Data tasks or in the train worker. `auto`: in tasks only if the workers use
-    GPUs and the cluster has CPU nodes beside theirs, or starts nodes on demand (`wait_for_nodes`)."""
+    placement: Literal["auto", "task", "worker", "device"] = "auto"
+    """Where negatives are drawn: in Ray Data tasks, in the train worker, or on the worker's device, whose memory then
+    holds all of the worker's positives. `auto`: in tasks if the workers use GPUs and the cluster has other nodes with
+    CPUs, or starts nodes on demand (`wait_for_nodes`); otherwise in the worker."""
     max_failures: int = Field(default=3, ge=0)
-    """How often lost workers are replaced."""
+    """Number of times that lost workers are replaced."""
     min_workers: PositiveInt | None = None
     """Train on with this many workers or more while nodes are lost; None: wait for all of `num_workers`. It needs a
     `start_timeout_s` of 100 or more, since Ray still counts a lost node for up to 40 s."""
     start_timeout_s: float = Field(default=120.0, gt=0)
-    """How long training waits for room for its workers when a node is lost for good, before it ends with an error;
+    """Maximum time to wait for resources for the workers when a node is lost for good, before training fails;
     without end if `wait_for_nodes` is set."""
     wait_for_nodes: bool = False
     """Set it on a cluster that starts nodes on demand: missing resources are then waited for instead of refused."""
@@ -111,12 +112,12 @@ class ClusterRecipe(Section):
 
     @property
     def least_workers(self) -> int:
-        """The workers that training needs to go on."""
+        """Minimum number of workers to continue training."""
         return self.min_workers or self.num_workers
 
     @property
     def worker_text(self) -> str:
-        """What a worker needs, in words."""
+        """Description of a worker's resources."""
         return f"{self.cpus_per_worker:g} CPUs" + (" and a GPU" if self.use_gpu else "")
 
 
@@ -127,15 +128,15 @@ class TuneRecipe(Section):
     """Recipe keys to search, e.g. `"train.learning_rate" = {log_uniform = [1e-4, 1e-2]}`; `choice`, `uniform` or
     `log_uniform`. Empty: the model's usual keys (width and learning rate for models trained by gradient descent)."""
     search: Literal["random", "tpe"] = "random"
-    """How values are proposed: at random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
+    """Search algorithm: random, or by Optuna's tree-structured Parzen estimator (the extra `tune`)."""
     num_trials: PositiveInt = 8
     max_time_s: float | None = Field(default=None, gt=0)
     """The search ends after this time with the trials it has; None: with `num_trials`."""
     max_concurrent_trials: PositiveInt = 2
-    """As many as there is room for, and not more than this."""
+    """Maximum number of concurrent trials; fewer run where resources are short."""
     workers_per_trial: PositiveInt = 1
     """Data-parallel workers of a trial, each with `cluster.cpus_per_worker` CPUs, rounded up, and a GPU if
-    `cluster.use_gpu`. A trial that is lost with its node begins again, at most `cluster.max_failures` times."""
+    `cluster.use_gpu`. A trial that is lost with its node restarts, at most `cluster.max_failures` times."""
     grace_epochs: PositiveInt = 3
     """Epochs that every trial gets."""
     reduction_factor: int = Field(default=2, ge=2)

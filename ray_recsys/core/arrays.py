@@ -1,4 +1,4 @@
-"""Names for the array types that the package passes around, and positions in rows of unequal length."""
+"""Array type aliases, and positions in rows of unequal length."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def ranks_in_rows(lengths: Int64s) -> Int64s:
 
 
 def entries_after(lengths: Int64s) -> Int64s:
-    """Returns how many entries follow each entry in its row: 1, 0, 2, 1, 0 for rows of 2 and 3 entries."""
+    """Returns the number of entries after each entry of its row: 1, 0, 2, 1, 0 for rows of 2 and 3 entries."""
     return np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(int(lengths.sum()))
 
 

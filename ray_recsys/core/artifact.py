@@ -1,7 +1,7 @@
 """Artefacts: immutable directories, local or in an object store, checked when they are read.
 
 An artefact has a `manifest.json` that lists the size and sha256 of every other file in it, and a digest of itself.
-Readers open only what a manifest lists. How artefacts appear complete or not at all is in `artifact_writer`.
+Readers open only what a manifest lists. Atomic writes are in `artifact_writer`.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ def read_manifest(directory: LocationLike, *, kind: str, schema_version: int) ->
 def local_copy(location: Location, files: Mapping[str, Mapping[str, Any]]) -> LocalCopy:
     """Returns files of an artefact on this node's disk, each checked against its manifest entry.
 
-    A local artefact is used where it is; of a remote one the node keeps a copy, which is checked once.
+    A local artefact is read in place; a remote one is copied to the node's cache and checked once.
 
     Raises:
         IntegrityError: A file is missing or was changed.
@@ -154,7 +154,7 @@ def files_in(files: Mapping[str, Mapping[str, Any]], folder: str) -> dict[str, M
 
 
 def refuse_unlisted(directory: Path, files: Collection[str]) -> None:
-    """Checks that a local directory has no file that its manifest does not list; hidden ones are not looked at.
+    """Checks that a local directory has no file that its manifest does not list; hidden files are ignored.
 
     Raises:
         IntegrityError: It has one.

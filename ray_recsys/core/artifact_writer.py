@@ -1,7 +1,7 @@
-"""How artefacts appear: complete or not at all.
+"""Atomic writes of artefacts: complete or not at all.
 
-On a local disk an artefact is written beside its final name and renamed. In an object store the manifest is uploaded
-last; without it nothing is there.
+On a local disk an artefact is written to a sibling of its final path and renamed. In an object store the manifest is
+uploaded last; without it the artefact does not exist.
 """
 
 import fcntl
@@ -29,22 +29,21 @@ from ray_recsys.storage.files import (
     scratch_directory,
     sync_directory,
     upload_tree,
-    write_bytes,
 )
 from ray_recsys.storage.location import Location, LocationLike
 from ray_recsys.storage.pointers import read_pointer, replace_pointer
 
-SUCCESS = "_SUCCESS"
 _PARTS = "parts-"
 _ABANDONED_S = 86_400.0
 
 
 @contextmanager
 def atomic_directory(final: LocationLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new local directory to fill; it is at `final` on success, and gone on any error.
+    """Yields a new local directory to fill; it becomes `final` on success and is deleted on any error.
 
-    It lies beside `final`, or, for an object store, in a temporary folder of this node. A process killed inside leaves
-    a `.<name>.tmp-*` directory, which no reader opens and the next writer removes, or objects without a manifest.
+    It is a sibling of `final`, or, for an object store, in a temporary folder of this node. A process killed inside
+    leaves a `.<name>.tmp-*` directory, which no reader opens and the next writer removes, or objects without a
+    manifest.
 
     Raises:
         ArtifactError: `final` exists, at the start or at the end, and `overwrite` is false.
@@ -79,7 +78,7 @@ def publish_tree(directory: Path, location: Location, *, overwrite: bool = False
 def draft(final: LocationLike, *, overwrite: bool = False) -> Iterator[Location]:
     """Yields a location to which tasks on any node add the files of an artefact; the block ends with its manifest.
 
-    On a local disk it is a directory beside `final`, which is renamed. In an object store it is a folder
+    On a local disk it is a sibling directory of `final`, which is renamed. In an object store it is a folder
     `parts-<random>` inside `final`, which the manifest names: an existing artefact stays whole until the new manifest
     replaces its own, and readers never see a mixture.
 
@@ -103,34 +102,8 @@ def draft(final: LocationLike, *, overwrite: bool = False) -> Iterator[Location]
             if parts.name not in (read_pointer(location / MANIFEST).text or ""):
                 delete_tree(parts)
         raise
-    with suppress(RecsysError):  # the new one is there, whatever becomes of the old one
+    with suppress(RecsysError):  # the new one is complete, even if deleting the old one fails
         _delete_old_parts(location, parts.name, before.text)
-
-
-@contextmanager
-def table_folder(final: LocationLike) -> Iterator[Location]:
-    """Yields a location to which tasks on any node add the files of a table, which has no manifest.
-
-    On a local disk it is renamed when it is complete. In an object store the files appear one by one, and a file
-    `_SUCCESS`, which readers of tables pass over, when all are there.
-
-    Raises:
-        ArtifactError: There is something at `final`.
-    """
-    location = Location.of(final)
-    if location.is_local:
-        with _renamed_directory(Path(location), overwrite=False) as directory:
-            yield Location.of(directory)
-        return
-    if exists(location):
-        raise ArtifactError(f"{location} exists already", remedy="give another one, or delete it first")
-    try:
-        yield location
-    except BaseException:
-        with suppress(RecsysError):
-            delete_tree(location)
-        raise
-    write_bytes(location / SUCCESS, b"")
 
 
 @contextmanager
@@ -173,18 +146,18 @@ def _renamed_directory(final: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def locked_directory(final: Path) -> tuple[Path, int]:
-    """Returns a new directory beside `final`, and a descriptor that locks it until it is closed or the process dies."""
+    """Returns a new sibling of `final` and a descriptor that locks it until it is closed or the process dies."""
     name = uuid.uuid4().hex[:12]
     new = final.parent / f".{final.name}.new-{name}"
     new.mkdir()
     lock = os.open(new, os.O_RDONLY)
-    with suppress(OSError):  # on a file system without locks nothing is ever taken for abandoned
+    with suppress(OSError):  # without file locks no directory counts as abandoned
         fcntl.flock(lock, fcntl.LOCK_EX)
     return new.rename(final.parent / f".{final.name}.tmp-{name}"), lock
 
 
 def remove_abandoned(final: Path) -> None:
-    """Removes the directories that killed processes left beside `final`, recognised by their missing locks."""
+    """Removes the staging directories that killed processes left next to `final`, recognised by their missing locks."""
     for path in final.parent.glob(f".{glob.escape(final.name)}.tmp-*"):
         with suppress(OSError):  # locked by a living process, or removed meanwhile
             descriptor = os.open(path, os.O_RDONLY)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from ray_recsys.core.arrays import UInt64s
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 _FEISTEL_ROUNDS = 6
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -28,7 +28,7 @@ _32 = np.uint64(32)
 
 def mix(values: UInt64s) -> UInt64s:
     """Scrambles the values in place and returns them: a bijection of 64 bits that makes near inputs look unrelated."""
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+    for shift, factor in ((30, MIX_1), (27, MIX_2)):
         values ^= values >> np.uint64(shift)
         values *= factor
     values ^= values >> np.uint64(31)
@@ -36,7 +36,7 @@ def mix(values: UInt64s) -> UInt64s:
 
 
 def splitmix64(values: UInt64s) -> UInt64s:
-    """Returns well-mixed 64-bit values, a bijection of the given ones, which stay as they are."""
+    """Returns well-mixed 64-bit values, a bijection of the given ones, which are not modified."""
     return mix(values + GOLDEN_GAMMA)
 
 
@@ -51,7 +51,7 @@ def derive_key(*parts: int) -> int:
 def derive_keys(keys: UInt64s | int, parts: npt.NDArray[Any]) -> UInt64s:
     """Returns the key of (key, part), element by element: independent streams for users or positions."""
     # Not the gamma as factor: `random_bits` steps by the gamma, and the streams of neighbours must not overlap.
-    return mix((parts.astype(np.uint64) * _MIX_2) ^ (np.asarray(keys, np.uint64) + GOLDEN_GAMMA))
+    return mix((parts.astype(np.uint64) * MIX_2) ^ (np.asarray(keys, np.uint64) + GOLDEN_GAMMA))
 
 
 def random_bits(keys: UInt64s, counters: npt.NDArray[Any]) -> UInt64s:
@@ -98,10 +98,10 @@ class Permutation:
         return values
 
     def _encipher(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        left_size, right_size = self._halves
+        left_size, right_size = self.halves
         quotient = values // right_size
         left, right = quotient.astype(np.uint32), (values - quotient * right_size).astype(np.uint32)
-        for round_, key in enumerate(self._round_keys):
+        for round_, key in enumerate(self.round_keys):
             size = (left_size, right_size)[round_ % 2]
             left += _scramble(right, key, size)
             np.minimum(left, left - np.uint32(size), out=left)  # modulo size: the difference wraps below 0
@@ -109,13 +109,15 @@ class Permutation:
         return left.astype(np.int64) * right_size + right
 
     @cached_property
-    def _halves(self) -> tuple[int, int]:
+    def halves(self) -> tuple[int, int]:
+        """Sizes of the left and the right half of a value; their product is at least `size`."""
         assert 0 < self.size <= 2**32
         left_size = math.isqrt(self.size - 1) + 1
         return left_size, -(-self.size // left_size)
 
     @cached_property
-    def _round_keys(self) -> tuple[np.uint32, ...]:
+    def round_keys(self) -> tuple[np.uint32, ...]:
+        """Key of each round."""
         return tuple(np.uint32(derive_key(self.key, round_) >> 32) for round_ in range(_FEISTEL_ROUNDS))
 
 

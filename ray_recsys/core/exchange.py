@@ -1,6 +1,6 @@
-"""How values travel from task to task: a task leaves parts, which stay where they were made until another takes them.
+"""Exchange of values between tasks: a task's output parts stay where they were produced until another task reads them.
 
-Rows are redistributed by it: every task leaves one part for each receiver, and a receiver's inputs are its part of each
+A shuffle of rows: every task outputs one part for each receiver, and a receiver's inputs are its part of each
 task, in order of the tasks. On Ray the parts are objects in the nodes' object stores (`distributed.exchange`).
 """
 
@@ -11,20 +11,20 @@ from typing import Any, Generic, Protocol, TypeVar
 Item = TypeVar("Item")
 Report = TypeVar("Report")
 Handle = object
-"""A value that a task left; only an exchange can look into it."""
+"""Opaque handle on a part; only an exchange can read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left(Generic[Report]):
-    """What a task left behind."""
+    """Output of a task."""
 
     report: Report
-    """Small: it has reached the driver."""
+    """Small; held by the driver."""
     parts: tuple[Handle, ...]
 
 
 class Exchange(Protocol):
-    """Runs tasks on values that other tasks left."""
+    """Runs tasks on the outputs of other tasks."""
 
     def shares_memory(self, num_bytes: int) -> bool:
         """Returns whether every task reaches all of `num_bytes` of parts without a copy, so that none need be cut."""
@@ -39,18 +39,18 @@ class Exchange(Protocol):
         stage: str,
         describe: Callable[[int], str] = str,
     ) -> list[Left[Report]]:
-        """Runs `task(number, *values)` for each sequence of inputs; returns what each left, in order.
+        """Runs `task(number, *values)` for each sequence of inputs; returns the output of each, in order.
 
         Args:
             task: Returns (report, parts). Picklable, and a pure function of its arguments: it may run twice, also much
-                later, when a node was lost with what the task had left. The values are read-only.
-            inputs: Of each task; taken from the iterable as tasks start, so that what nobody holds any more is freed.
-            num_parts: Number of parts that each task leaves.
+                later, after a node was lost with the task's output. The values are read-only.
+            inputs: Of each task; taken from the iterable as tasks start, so that unreferenced values are freed.
+            num_parts: Number of parts that each task outputs.
             stage: What the tasks do, for errors: `reading the log`.
-            describe: Returns in words what a task works on, for errors.
+            describe: Returns a description of a task's input, for errors.
 
         Raises:
-            RecsysError: The first that a task raised; a StageError if one ended its process every time.
+            RecsysError: The first that a task raised; a StageError if one crashed its process every time.
         """
         ...
 
@@ -83,7 +83,7 @@ class SerialExchange:
         stage: str,  # noqa: ARG002 - contract
         describe: Callable[[int], str] = str,  # noqa: ARG002 - contract
     ) -> list[Left[Report]]:
-        """Returns what each task left, in order."""
+        """Returns the output of each task, in order."""
         return [_left(task(number, *values), num_parts) for number, values in enumerate(inputs)]
 
     def run_generators(
@@ -95,7 +95,7 @@ class SerialExchange:
         stage: str,  # noqa: ARG002 - contract
         describe: Callable[[int], str] = str,  # noqa: ARG002 - contract
     ) -> list[Left[Report]]:
-        """Returns all that the tasks left, in order."""
+        """Returns all outputs, in order."""
         return [_left(left, num_parts) for number, values in enumerate(inputs) for left in task(number, *values)]
 
 
@@ -106,7 +106,7 @@ def _left(yielded: tuple[Report, Sequence[Any]], num_parts: int) -> Left[Report]
 
 
 def drain(values: list[Item]) -> Iterator[Item]:
-    """Yields the values of a list and takes them out of it, so that each is freed once it is used."""
+    """Yields the values of a list and removes them from it, so that each is freed after use."""
     values.reverse()
     while values:
         yield values.pop()

@@ -1,4 +1,4 @@
-"""Where independent tasks run: in this process, or on a cluster (`ray_recsys.distributed.executor`)."""
+"""Executors of independent tasks: in this process, or on a cluster (`ray_recsys.distributed.executor`)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Shared(Protocol[Value_co]):
     """A value that every task may read; it is picklable whatever the value's size."""
 
     def get(self) -> Value_co:
-        """Returns the value, in the process that asks."""
+        """Returns the value in the calling process."""
         ...
 
 
 class Executor(Exchange, Protocol):
-    """Runs tasks that are told apart by a number, and tasks on what others left (`exchange`)."""
+    """Runs numbered tasks, and tasks on the outputs of others (`exchange`)."""
 
     @property
     def num_cpus(self) -> int:
@@ -96,5 +96,5 @@ def map_in_order(executor: Executor, task: Callable[[int], Result], num_tasks: i
 
 
 def with_number(task: Callable[[int], Result], number: int) -> tuple[int, Result]:
-    """Returns a task's number beside its result."""
+    """Returns a task's number with its result."""
     return number, task(number)

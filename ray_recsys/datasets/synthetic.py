@@ -67,7 +67,7 @@ def write_synthetic(
     overwrite: bool = False,
     report: Reporter = silent,
 ) -> SyntheticLog:
-    """Writes a log as a folder of Parquet files; the same bytes whoever runs the tasks.
+    """Writes a log as a folder of Parquet files; the same bytes with any executor.
 
     Args:
         output: Folder that appears once the log is complete.
@@ -79,7 +79,7 @@ def write_synthetic(
         dirty_share: Share of rows with a null id, a missing or bad time, or that repeat another row.
         seed: Another seed gives another log.
         overwrite: Whether an existing folder is replaced.
-        report: Told of the start and the end.
+        report: Receives progress.
 
     Raises:
         ArtifactError: `output` exists and `overwrite` is false.

@@ -1,4 +1,4 @@
-"""`compare`: recipes trained alike, evaluated alike, and set beside each other.
+"""`compare`: trains and evaluates recipes under the same protocol and compares them.
 
 <output>/<recipe>/seed-<n>/        the run of a recipe with a seed
 <output>/<recipe>/seed-<n>.json    its evaluation: a finished cell, which a repeated comparison keeps
@@ -126,7 +126,7 @@ class _Cells:
     report: Reporter
 
     def cell(self, directory: Location, recipe: Recipe) -> Cell:
-        """Returns the finished cell of a recipe, or trains and evaluates what is missing of it."""
+        """Returns the finished cell of a recipe, or completes its training and evaluation."""
         run, file = directory / f"seed-{recipe.seed}", directory / f"seed-{recipe.seed}.json"
         what, is_new, before = f"{directory.name}, seed {recipe.seed}", not exists(run), _read_cell(file)
         self.report(f"{what}: training")

@@ -1,7 +1,6 @@
-"""The whole way on the demo's data, and the question to the running endpoint that shows it works.
+"""The full pipeline on the demo's data, and a request to the running endpoint.
 
-Nothing is faked between the stages: what is printed comes from the HTTP answers and from `evaluate`. This module does
-not know how anything is printed.
+All results come from HTTP responses and from `evaluate`; printing is the caller's task.
 """
 
 import json
@@ -42,13 +41,13 @@ COMPARED = (
         neighbour_floor=0.05,
     ),
 )
-"""Models in the final table beside the recipe's own and the baselines, with the tuned settings of MovieLens-100K."""
-_NOBODY = "nobody-in-particular"  # an unknown user gets what is popular
+"""Models in the final table besides the recipe's own and the baselines, with the tuned settings of MovieLens-100K."""
+_NOBODY = "nobody-in-particular"  # an unknown user gets popular items
 _Result = TypeVar("_Result")
 
 
 class Movie(BaseModel):
-    """A line of the demo's answer."""
+    """A row of the demo's recommendations."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +57,7 @@ class Movie(BaseModel):
 
 
 class DemoResult(BaseModel):
-    """What the endpoint answered, and how the way went."""
+    """The endpoint's response, and the results of the stages."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +66,7 @@ class DemoResult(BaseModel):
     """What the user rated, latest first."""
     recommended: tuple[Movie, ...]
     popular: tuple[Movie, ...]
-    """What the user would be shown if nothing were known: the most popular of what they have not seen."""
+    """Recommendations of the Popularity baseline: the most popular unseen items."""
     bundle: str
     evaluation: EvaluationResult
     page: str
@@ -81,7 +80,7 @@ def demo(
 ) -> Iterator[DemoResult]:
     """Prepares, trains, evaluates, publishes and serves under `directory`; yields while the graph is up.
 
-    A second demo in the same directory prepares anew and adds a run and a bundle.
+    A second demo in the same directory prepares again and adds a run and a bundle.
 
     Raises:
         InputError: The demo's data are not installed, the user is not among them, or the port is in use.
@@ -92,7 +91,7 @@ def demo(
     files = write_movielens(directory / "raw")
     _check_user(user_id, files.interactions)
     log, side_file = [str(files.interactions)], str(files.items)
-    # anew, since another version's recipe may have made what is there
+    # overwritten, since another version's recipe may have made an existing set
     stages.go("prepare", lambda: prepare(log, data, recipe, executor, items=side_file, overwrite=True, report=report))
     stages.go("train", lambda: train(data, run, recipe, executor, report=report))
     compared = stages.go("compare", lambda: _train_compared(data, run, recipe, executor, report))
@@ -119,7 +118,7 @@ def demo(
 
 
 def _train_compared(data: Path, run: Path, recipe: Recipe, executor: Executor, report: Reporter) -> list[Path]:
-    """Trains the models that the demo's table shows beside the recipe's own; returns their runs."""
+    """Trains the other models of the demo's table; returns their runs."""
     runs = []
     for model in COMPARED:
         runs.append(run.with_name(f"{run.name}-{model.name}"))

@@ -1,7 +1,7 @@
-"""Checks of this machine and of the cluster it joins: finds what would fail before it fails.
+"""Preflight checks of this machine and of the cluster it joins.
 
-Each check is independent: one that cannot be made fails by itself and hides no other. Nothing is changed; without an
-address a local Ray is started and ended.
+Each check is independent: an error in one does not affect the others. Nothing is changed; without an address a local
+Ray is started and ended.
 """
 
 import os
@@ -188,7 +188,7 @@ def _check_nodes(address: str) -> Check:
 
 
 def _check_authentication() -> Check:
-    """Asks every node whether it requires the token; a node that does not runs the code of whoever reaches it."""
+    """Checks whether every node requires the token; anyone who reaches a node without it can run code there."""
     import ray
 
     @ray.remote(num_cpus=0, max_retries=0)
@@ -201,7 +201,7 @@ def _check_authentication() -> Check:
 
 
 def _judge_nodes(nodes: Sequence[tuple[str, tuple[bool, bool]]]) -> Check:
-    """Judges nodes by address, whether each requires the token, and whether its replicas listen on gRPC ports."""
+    """Returns the check of nodes: whether each requires the token, and whether its replicas listen on gRPC ports."""
     open_nodes = {address: has_grpc for address, (requires, has_grpc) in nodes if not requires}
     if not open_nodes:
         return Check(name="node auth", status="ok", detail=f"the token is required on all nodes ({len(nodes)})")

@@ -1,7 +1,7 @@
 """Tasks whose parts stay in Ray's object stores: the exchange of `core.exchange` on a cluster.
 
-A part is an object of its own, so a receiver fetches no more than what it needs, a store that is full spills to its
-node's disk, and what a lost node held is made again from what it was made of. Plain Ray tasks, because they start at
+Each part is a separate object, so a receiver fetches no more than it needs, a store that is full spills to its
+node's disk, and parts of a lost node are recomputed from their inputs. Plain Ray tasks, because they start at
 once; measured against Ray Data's shuffles in docs/scale.md.
 """
 
@@ -50,7 +50,7 @@ def _run_generator(call: tuple[Callable[..., Any], str], number: int, *values: A
 
 
 class RayExchange:
-    """Runs tasks on what others left, on the Ray cluster that this process is connected to.
+    """Runs tasks on the outputs of others, on the Ray cluster that this process is connected to.
 
     Args:
         command: Named in errors.
@@ -67,7 +67,7 @@ class RayExchange:
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def shares_memory(self, num_bytes: int) -> bool:
-        """Returns whether all tasks run on one node whose object store has room for `num_bytes` beside other parts."""
+        """Returns whether all tasks run on one node whose object store has `num_bytes` to spare."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
         if len(nodes) != 1 or self._cluster.wait_for_nodes:
             return False
@@ -82,11 +82,11 @@ class RayExchange:
         stage: str,
         describe: Callable[[int], str] = str,
     ) -> list[Left[Report]]:
-        """Returns what each task left, in order; see `core.exchange`.
+        """Returns the output of each task, in order; see `core.exchange`.
 
         Raises:
             ClusterError: No CPU is free.
-            RecsysError: The first that a task raised; a StageError if one ended its process every time.
+            RecsysError: The first that a task raised; a StageError if one crashed its process every time.
         """
         call = ray.put((task, stage))
         start = _run.options(num_returns=1 + num_parts)
@@ -109,7 +109,7 @@ class RayExchange:
         stage: str,
         describe: Callable[[int], str] = str,
     ) -> list[Left[Report]]:
-        """Returns all that the tasks left, in order; see `core.exchange` and `run`."""
+        """Returns all outputs, in order; see `core.exchange` and `run`."""
         call = ray.put((task, stage))
 
         def submit(number: int, values: Sequence[Handle | None]) -> Any:
@@ -139,7 +139,7 @@ class RayExchange:
         stage: str,
         describe: Callable[[int], str],
     ) -> list[Left[Report]]:
-        """Returns what all tasks left; a few more than there are CPUs are submitted at a time."""
+        """Returns the outputs of all tasks; a few more than there are CPUs are submitted at a time."""
         require_cpu(self._command, self._cluster, report=self._report)
         waiting = enumerate(inputs)
         running: dict[Any, tuple[int, Any]] = {}

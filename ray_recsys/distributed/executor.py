@@ -1,7 +1,7 @@
 """Tasks on the cluster: one Ray Data task per number; results are yielded as tasks finish.
 
 A task whose process or node was lost is retried, so a task must be a pure function of its number; after a few tries it
-is taken for the cause, and named. An error of the package is not retried: the caller receives it as it was raised. A
+is reported as the cause. An error of the package is not retried: the caller receives it as it was raised. A
 machine's error (a full disk, say) becomes a StageError.
 """
 
@@ -68,7 +68,7 @@ def _result_of(reference: Any) -> Any:
 
 
 def _described(task: Any, number: int) -> str:
-    """Returns what a task's number stands for, where the task can tell: ` (log.csv)`."""
+    """Returns the description of a task, where it has one: ` (log.csv)`."""
     inner = task.args[0] if isinstance(task, functools.partial) and task.func is with_number else task
     describe = getattr(inner, "describe", None)
     return "" if describe is None else f" ({describe(number)})"
@@ -123,7 +123,7 @@ class RayExecutor(RayExchange):
     def _run_singly(
         self, task: Callable[[int], Result], numbers: list[int], num_tasks: int, stage: str
     ) -> Iterator[Result]:
-        """Yields the results of what a lost process left undone, so that the number that loses it is known."""
+        """Yields the results of a lost process's unfinished tasks, one by one to identify the task that crashes."""
         call: Any = ray.put(_Guarded(task, stage))
         for first in range(0, len(numbers), self.num_cpus):
             for number, reference in [(n, _call.remote(call, n)) for n in numbers[first : first + self.num_cpus]]:

@@ -1,4 +1,4 @@
-"""What happens to a function inside a Ray task: its errors become the package's, and losses of processes are told.
+"""Errors of functions in Ray tasks: converted to the package's own, and losses of processes reported.
 
 A task whose process or node was lost is retried a few times; an error of the package is not, and a machine's error (a
 full disk, say) becomes a StageError.
@@ -50,7 +50,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def cause_of_loss(error: BaseException) -> str:
-    """Returns in words why the process was lost."""
+    """Returns why the process was lost, as text."""
     is_memory = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in (error, *causes(error)))
     return "it used more memory than the node has" if is_memory else "it crashed, or the system killed it"
 

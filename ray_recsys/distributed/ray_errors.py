@@ -1,4 +1,4 @@
-"""What a Ray error wraps: Ray keeps an exception raised in a task or a worker in `cause`, under layers of its own.
+"""Unwraps Ray errors: Ray keeps an exception of a task or worker in `cause`, under its own wrappers.
 
 Does not import Ray, so that the command line can explain an error without it.
 """

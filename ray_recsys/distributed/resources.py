@@ -14,27 +14,27 @@ from ray_recsys.progress import Reporter, silent
 _TOLERANCE = 1e-6  # of sums of fractional CPUs
 _WAIT_S = 3.0  # for CPUs that an earlier stage is releasing
 _MIN_TASK_CPUS = 0.25
-_MAX_TASK_CPUS = {"worker": 0.5, "task": 1.0}
+_MAX_TASK_CPUS = {"worker": 0.5, "device": 0.5, "task": 1.0}
 _STARTED_CPUS = 2.0  # that each worker's feed asks for where nodes start on demand: they feed 20 M samples/s
 _SCALE_UP = "where nodes start on demand, set cluster.wait_for_nodes"
 
 
 @dataclass(frozen=True, slots=True)
 class FeedResources:
-    """Where negatives are drawn, and what Ray Data may use to feed one worker.
+    """Where negatives are drawn, and Ray Data's resources for feeding one worker.
 
     Each worker's tasks have CPUs of their own: if one worker's tasks could take all of them, a worker waiting for
     another's gradient would hold the CPUs that the other's batches need.
     """
 
-    placement: Literal["worker", "task"]
+    placement: Literal["worker", "task", "device"]
     task_cpus: float
     num_tasks: int
     """Concurrent tasks of one worker's feed."""
 
 
 def require_cpu(command: str, cluster: ClusterRecipe, *, report: Reporter = silent) -> None:
-    """Checks that one task of a command can start; further tasks use whatever becomes free.
+    """Checks that one task of a command can start; further tasks use resources as they become free.
 
     Args:
         command: Named in the error.
@@ -62,7 +62,7 @@ def require_workers(cluster: ClusterRecipe, *, report: Reporter = silent) -> Fee
         report: Receives what is missing if training waits.
 
     Returns:
-        What each worker's feed may use.
+        Resources of each worker's feed.
 
     Raises:
         ClusterError: The cluster, or what other jobs leave of it, has too few CPUs or GPUs.
@@ -97,7 +97,7 @@ def _free_resources(needed: Mapping[str, float]) -> Mapping[str, float]:
         time.sleep(0.1)
 
 
-def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task"]:
+def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> Literal["worker", "task", "device"]:
     """Returns where negatives are drawn: with GPU workers in tasks, if CPU nodes are there or start for the tasks."""
     if cluster.placement != "auto":
         return cluster.placement
@@ -106,7 +106,7 @@ def _choose_placement(cluster: ClusterRecipe, nodes: list[dict[str, float]]) -> 
 
 
 def describe_missing(cluster: ClusterRecipe) -> str:
-    """Returns what the workers need and what the cluster has, in words."""
+    """Returns the workers' requirements and the cluster's resources, as text."""
     nodes = _nodes()
     names = ["CPU", *(["GPU"] if cluster.use_gpu else [])]
     total = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in names)

@@ -1,4 +1,4 @@
-"""Why a training failed, in words: the worker's own error, a full disk, or what the cluster lacks."""
+"""Explains why training failed: the worker's own error, a full disk, or missing cluster resources."""
 
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError

@@ -35,7 +35,7 @@ _V2: Any = ray.train
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray's trainer without two processes of which nothing here has use, and for which its workers would wait.
+    """Ray's trainer without two unneeded processes that its workers would wait for.
 
     One would split Train's own datasets. The other would remove the placement group of a lost controller, which Ray
     does anyway when the driver ends.
@@ -50,7 +50,7 @@ class _Trainer(DataParallelTrainer):
 def run_stage(args: WorkerArgs, report: Reporter) -> Location:
     """Runs Ray Train to the end, unless an earlier attempt did; returns the last checkpoint, its files checked.
 
-    Each attempt has a storage of its own: what a killed one was writing is never read as Ray's own state.
+    Each attempt has its own storage, so that partial writes of a killed one are never read as Ray's state.
 
     Raises:
         RecsysError: The worker's own error, if it is one.

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: DDP around the model, the epochs, a checkpoint after each.
+"""Ray Train worker: DDP around the model, the epochs, a checkpoint after each.
 
 Gradients go over gloo between CPUs and over NCCL between GPUs. The driver's side is `training`.
 """
@@ -23,6 +23,8 @@ from ray_recsys.core.models.contract import GradientModel
 from ray_recsys.core.models.fusion import Branch, branch_recipes, fuse, read_branch
 from ray_recsys.core.models.registry import MODELS
 from ray_recsys.core.prepared import PreparedSet
+from ray_recsys.core.sampling.device_stream import DeviceStream
+from ray_recsys.core.sampling.epoch_stream import EpochStream
 from ray_recsys.core.training.checkpoint import (
     BEST,
     checkpoint_name,
@@ -53,7 +55,7 @@ _SCRATCH = "ray-recsys-train-"
 
 
 class WorkerArgs(BaseModel):
-    """What the driver tells its workers."""
+    """The driver's arguments to its workers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,17 +66,17 @@ class WorkerArgs(BaseModel):
     refit_epochs: int | None = None
     """Epochs of a refit on everything; None: training, with validation."""
     warm_start: WarmStart | None = None
-    """What training begins with where there is no checkpoint."""
+    """Initial weights without a checkpoint; None: random."""
     member: int = 0
     """Number of the seed that this training has, of `train.num_seeds`; the recipe's seed is this one's."""
     branch: Branch | None = None
-    """The branch that is trained by itself first, whose recipe this is; None: the whole model."""
+    """The branch to pre-train, whose recipe this is; None: the whole model."""
     branches: dict[Branch, Location] = {}
-    """Checkpoints of the trained branches that the whole model begins with."""
+    """Checkpoints of the pre-trained branches of the whole model."""
 
     @property
     def stage(self) -> str:
-        """What names this training's part of Ray's storage; no name begins another."""
+        """Prefix of this training in Ray's storage; no prefix is a prefix of another."""
         kind = "train" if self.refit_epochs is None else "refit"
         kind = kind if self.branch is None else f"{self.branch}-{kind}"
         return f"seed{self.member}-{kind}" if self.member else kind
@@ -106,13 +108,18 @@ def train_worker(config: dict[str, Any]) -> Any:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(args.recipe.cluster, workers_on_node=context.get_local_world_size())
     shares, users = split_users(prepared, args.recipe, rank=rank, world_size=world_size)
-    feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
+    device = _device(args.recipe.cluster)
+    feed: EpochStream | DeviceStream
+    if args.resources.placement == "device":
+        feed = DeviceStream(prepared, args.recipe, device, rank=rank, world_size=world_size, shares=shares)
+    else:
+        feed = worker_feed(prepared, args.recipe, args.resources, rank=rank, world_size=world_size, shares=shares)
     trainer = Trainer(
         _initial_model(prepared, args, users),
         args.recipe.train,
         steps_per_epoch=feed.plan.num_steps,
         num_epochs=args.refit_epochs,
-        device=_device(args.recipe.cluster),
+        device=device,
         wrap=data_parallel,
         users=users,
     )
@@ -217,7 +224,7 @@ class _Reporter:
     progress: ProgressSender
 
     def restore(self, prepared: PreparedSet) -> None:
-        """Restores the newest checkpoint that is whole, the same on every worker; the first chooses it.
+        """Restores the newest intact checkpoint, the same on every worker; the first worker chooses it.
 
         Without one, the model takes the weights of the run's bundle, if it has one.
         """
@@ -225,7 +232,7 @@ class _Reporter:
         if self.rank == 0:
             found, damaged = newest_checkpoint(self.args.checkpoint_roots())
             for error in damaged:
-                self.progress.send(Warned(f"a damaged checkpoint is left out: {error.message}"))
+                self.progress.send(Warned(f"a damaged checkpoint is skipped: {error.message}"))
         found = ray.train.collective.broadcast_from_rank_zero(found)
         if found is not None:
             load_checkpoint(self.trainer, found, self._best)
@@ -246,7 +253,7 @@ class _Reporter:
             self.progress.send(self._event(record))
 
     def checkpoint(self) -> None:
-        """Saves a checkpoint; its upload to the run's storage does not hold training up."""
+        """Saves a checkpoint; its upload to the run's storage does not block training."""
         done, checkpoint, name = self.trainer.progress, None, None
         if self.rank == 0:
             name = checkpoint_name(done)

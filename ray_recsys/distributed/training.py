@@ -1,7 +1,7 @@
 """Trains a model on a prepared set with Ray Train; the driver's side.
 
-The run's directory always has what is needed to resume: a lost worker is replaced from the latest checkpoint, and after
-a lost driver `resume` continues. What a worker does is in `train_worker`.
+The run's directory always suffices to resume: a lost worker is replaced from the latest checkpoint, and after a lost
+driver `resume` continues. What a worker does is in `train_worker`.
 """
 
 import shutil
@@ -60,7 +60,7 @@ def train(
     warm_start: LocationLike | None = None,
     report: Reporter = silent,
 ) -> TrainResult:
-    """Trains the recipe's model, whichever it is, and leaves a finished run.
+    """Trains the recipe's model of any kind and writes a finished run.
 
     Args:
         data: A prepared set, in storage that all workers reach.
@@ -93,9 +93,10 @@ def refit(
     cluster: ClusterRecipe,
     executor: Executor,
     *,
+    resume: bool = False,
     report: Reporter = silent,
 ) -> TrainResult:
-    """Trains a finished run's model again on everything, held-out interactions included, into a new run.
+    """Retrains a finished run's model on all interactions, held-out ones included, into a new run.
 
     Args:
         finished: The run whose recipe and number of epochs are used.
@@ -103,10 +104,11 @@ def refit(
         output: The run to write.
         cluster: Workers of the new run.
         executor: For models that are fitted without epochs.
+        resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
 
     Raises:
-        ArtifactError: `output` exists, or run or data cannot be used or do not belong together.
+        ArtifactError: `output` exists or cannot be resumed, or run or data cannot be used or do not belong together.
         ClusterError: The cluster has too few CPUs or GPUs.
         StageError: Training failed or diverged.
     """
@@ -115,11 +117,11 @@ def refit(
     trained = run.manifest.recipe
     recipe = trained.model_copy(update={"train": trained.train.model_copy(update={"refit": True}), "cluster": cluster})
     if MODELS[recipe.model.name].fit is not None:
-        return _fit_tracked(prepared, Location.of(output), recipe, executor, resume=False, report=report)
+        return _fit_tracked(prepared, Location.of(output), recipe, executor, resume=resume, report=report)
     chosen = _Chosen(read_progress(run.location / LAST), run.manifest.branch_epochs)
     start = run.manifest.warm_start
     return train_by_gradient(
-        prepared, Location.of(output), recipe, resume=False, warm_start=start, report=report, chosen=chosen
+        prepared, Location.of(output), recipe, resume=resume, warm_start=start, report=report, chosen=chosen
     )
 
 
@@ -152,8 +154,8 @@ def train_by_gradient(
         recipe: Model, feed, train, cluster and seed.
         resume: Resume the unfinished run at `output`.
         report: Gets an event per epoch.
-        warm_start: What a new run begins with.
-        chosen: What a training has chosen; only the refit is left to do.
+        warm_start: Initial weights of a new run.
+        chosen: Result of a finished training; only the refit remains.
     """
     start_s = time.perf_counter()
     check_refit(prepared, recipe)
@@ -171,9 +173,7 @@ def train_by_gradient(
             return TrainResult.of(output, Run.open(output).manifest, start_s)
         started = read_start(output)
         if started.warm_start is not None and started.warm_start.refit and chosen is None:
-            report(
-                Warned(f"{started.warm_start.version} was refit: it has seen held-out items, validation is too good")
-            )
+            report(Warned(f"{started.warm_start.version} was refit, held-out items included: validation is optimistic"))
         args = WorkerArgs(
             data=prepared.location, run=output, recipe=recipe, resources=resources, warm_start=started.warm_start
         )
@@ -185,11 +185,11 @@ def train_by_gradient(
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """What a training on the training part alone came to; a refit repeats it with the same numbers of epochs."""
+    """Numbers of epochs chosen by a training with validation; a refit repeats them."""
 
     progress: Progress
     branch_epochs: Mapping[str, int]
-    """Best epoch of each branch that was trained by itself first."""
+    """Best epoch of each pre-trained branch."""
 
 
 def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> RunManifest:
@@ -210,9 +210,9 @@ def _train_and_export(args: WorkerArgs, chosen: _Chosen | None, report: Reporter
 
 
 def _train_stages(args: WorkerArgs, chosen: _Chosen | None, report: Reporter) -> tuple[Location, _Chosen]:
-    """Trains the branches that the recipe wants trained first, then the whole model.
+    """Pre-trains the branches of the recipe, then trains the whole model.
 
-    A warm start begins with a whole model: then no branch is trained.
+    A warm start loads a whole model, so no branch is pre-trained.
 
     Args:
         args: Of the whole model.

@@ -37,13 +37,13 @@ NUM_EPOCHS, BEST_EPOCH, ERROR = "num_epochs", "best_epoch", "error"
 
 
 def worker_resources(recipe: Recipe) -> dict[str, float]:
-    """Returns what one worker of a trial reserves: whole CPUs, since it feeds itself, and a GPU where `train` does."""
+    """Returns a trial worker's resources: whole CPUs, since it feeds itself, and a GPU where `train` does."""
     cpus = max(1.0, math.ceil(recipe.cluster.cpus_per_worker))
     return {"CPU": cpus} | ({"GPU": 1.0} if recipe.cluster.use_gpu else {})
 
 
 def trial_resources(recipe: Recipe) -> ray_tune.PlacementGroupFactory:
-    """Returns what a trial reserves: a bundle for each worker, the first for the trial's own process."""
+    """Returns the resources of a trial: a bundle for each worker, the first for the trial's own process."""
     return ray_tune.PlacementGroupFactory([worker_resources(recipe)] * recipe.tune.workers_per_trial)
 
 
@@ -80,7 +80,7 @@ def _fit(recipe: Recipe, data: LocationLike) -> None:
 
 @contextmanager
 def _other_workers(recipe: Recipe, data: LocationLike) -> Iterator[str]:
-    """Starts a trial's other workers; yields the address at which all meet."""
+    """Starts a trial's other workers; yields the rendezvous address."""
     size = recipe.tune.workers_per_trial
     if size == 1:
         yield ""

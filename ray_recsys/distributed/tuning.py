@@ -1,7 +1,7 @@
 """Ray Tune over recipe keys, with ASHA; the objective is the model's validation metric.
 
 A trial (see `trial`) reserves `tune.workers_per_trial` workers; one each by default, since concurrent trials use a
-machine better than data parallelism inside each. A trial that is lost with its node begins again, at most
+machine better than data parallelism inside each. A trial that is lost with its node restarts, at most
 `cluster.max_failures` times. A model that is fitted without epochs is a trial of one step.
 """
 
@@ -59,7 +59,7 @@ def tune(
         data: A prepared set with validation interactions, in storage that all nodes reach.
         output: Directory to make.
         recipe: Space and schedule under [tune]; the rest is shared by all trials.
-        resume: Finish the interrupted search at `output`; trials that were running begin again.
+        resume: Finish the interrupted search at `output`; trials that were running restart.
         report: Gets a line per trial.
 
     Raises:
@@ -147,14 +147,14 @@ def _trials_of(grid: ray_tune.ResultGrid, metric: DecidingMetric) -> list[Trial]
         frame: Any = result.metrics_dataframe
         curve: tuple[float, ...] = ()
         if frame is not None and metric.label in frame:
-            once = frame.drop_duplicates(NUM_EPOCHS, keep="last")  # a trial that began again reports epochs again
+            once = frame.drop_duplicates(NUM_EPOCHS, keep="last")  # a restarted trial reports epochs again
             curve = tuple(float(value) for value in once[metric.label])
         trials.append(_trial_of(result.config or {}, result.metrics, result.error).model_copy(update={"curve": curve}))
     return sorted(trials, key=lambda trial: rank_of(trial, metric))
 
 
 def _searcher(recipe: Recipe) -> Any:
-    """Returns what proposes the values of a trial.
+    """Returns the search algorithm of the recipe.
 
     Raises:
         InputError: It needs a package that is not installed.
@@ -182,7 +182,7 @@ def search_space(recipe: Recipe) -> dict[str, Distribution]:
     if branch_recipes(recipe):
         raise RecipeError(
             "tune does not pre-train NeuMF's branches (model.pretrain)",
-            remedy="tune a branch as a model by itself, e.g. --set model.name=mf, and NeuMF without model.pretrain",
+            remedy="tune a branch as a separate model, e.g. --set model.name=mf, and NeuMF without model.pretrain",
         )
     for key, distribution in space.items():
         for value in distribution.bounds():
@@ -252,7 +252,7 @@ def _to_tune(distribution: Distribution) -> Any:
 
 
 class _TrialReporter(ray_tune.Callback):
-    """Reports each trial that ends, or that begins again because it was lost."""
+    """Reports each trial that ends, or that restarts after a loss."""
 
     def __init__(self, report: Reporter) -> None:
         self._report = report
@@ -263,7 +263,7 @@ class _TrialReporter(ray_tune.Callback):
         return type(self), (silent,)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._report(Warned(f"a trial was lost and begins again: {trial.config}"))
+        self._report(Warned(f"a trial was lost and restarts: {trial.config}"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._num_ended += 1

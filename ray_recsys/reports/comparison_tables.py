@@ -8,7 +8,7 @@ from ray_recsys.core.evaluation.comparison import Comparison, RecipeResult
 
 
 class TextTable(NamedTuple):
-    """Rows of text under a header, with what they are about."""
+    """Rows of text with a header and a caption."""
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -27,12 +27,12 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def facts(comparison: Comparison) -> str:
-    """Returns in a paragraph what was compared, and how."""
+    """Returns a paragraph that describes the comparison."""
     users = f"{comparison.num_users:,} users"
     if comparison.num_users < comparison.num_eligible_users:
         users += f" of {comparison.num_eligible_users:,}"
     terms = comparison.terms
-    budget = "no limit of time" if terms.max_seconds is None else f"at most {terms.max_seconds:g} s of epochs each"
+    budget = "no time limit" if terms.max_seconds is None else f"at most {terms.max_seconds:g} s of epochs each"
     num_seeds = max(len(result.seeds) for result in comparison.recipes)
     return (
         f"{comparison.protocol} ranking of {terms.split}, {users}; seeds: {num_seeds}, {budget}, never refit. "
@@ -106,7 +106,7 @@ def _others(comparison: Comparison) -> list[TextTable]:
         (result.recipe, *(f"{result.others[name]:.4f}" if name in result.others else "" for name in names))
         for result in comparison.recipes
     ]
-    return [TextTable(("recipe", *names), rows, "Errors of ratings, and what is recommended")] if names else []
+    return [TextTable(("recipe", *names), rows, "Errors of ratings, and beyond-accuracy metrics")] if names else []
 
 
 def _two_stages(comparison: Comparison) -> list[TextTable]:

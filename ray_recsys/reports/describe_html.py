@@ -53,19 +53,19 @@ def _cards(description: Description) -> str:
 
 def _figures(description: Description, plot: Plot) -> Iterable[str]:
     yield figure(
-        "How active users are",
+        "User activity",
         f"users by their number of interactions; median {description.activity.quantiles['0.5']:,}",
         plot(lambda axes: _draw_spread(axes, description.activity, "at least this many interactions", "users")),
     )
     yield figure(
-        "How popular items are",
+        "Item popularity",
         f"items by their training interactions; median {description.popularity.quantiles['0.5']:,}",
         plot(
             lambda axes: _draw_spread(axes, description.popularity, "at least this many training interactions", "items")
         ),
     )
     yield figure(
-        "How concentrated popularity is",
+        "Concentration of popularity",
         f"share of the interactions that belong to the most popular items; Gini {description.popularity.gini:.3f}",
         plot(lambda axes: _draw_concentration(axes, description.popularity_curve)),
     )
@@ -73,7 +73,7 @@ def _figures(description: Description, plot: Plot) -> Iterable[str]:
     if time is not None:
         cuts = {key: value for key, value in description.split.items() if key.endswith("_from_s") and value is not None}
         yield figure(
-            "When interactions took place",
+            "Interactions over time",
             "interactions per day, or per group of days" + ("; dashed: cuts of the split" if cuts else ""),
             plot(lambda axes: _draw_days(axes, time.interactions_per_day, list(cuts.values()))),
         )

@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page: models beside baselines with intervals, buckets, two-stage curves."""
+"""An evaluation as one self-contained HTML page: models and baselines with intervals, buckets, two-stage curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

@@ -63,7 +63,7 @@ def write_page(path: LocationLike, title: str, body: Callable[[Plot], Sequence[s
 
 
 def require_matplotlib() -> tuple[Any, Any]:
-    """Returns matplotlib and its `figure`; call it before what takes long.
+    """Returns matplotlib and its `figure`; call it before long work.
 
     Raises:
         InputError: It is not installed.

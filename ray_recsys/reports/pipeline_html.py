@@ -1,4 +1,4 @@
-"""A run of the pipeline as one self-contained HTML page: what is live, what the stages did, and the test metrics."""
+"""A run of the pipeline as one self-contained HTML page: the live version, the stages, and the test metrics."""
 
 from ray_recsys.core.workflows.pipeline import PipelineResult
 from ray_recsys.core.workflows.stage_records import StageRecord
@@ -25,7 +25,7 @@ def _body(result: PipelineResult) -> list[str]:
         (label, *(_cell(model.metrics.get(label), model.standard_errors.get(label)) for model in models))
         for label in labels
     ]
-    gate = result.gate.describe() if result.gate is not None else "not asked: nothing has changed since it was passed"
+    gate = result.gate.describe() if result.gate is not None else "skipped: nothing has changed since it was passed"
     return [
         header("Pipeline", f"{result.output} → {result.registry}"),
         cards(facts),

@@ -1,11 +1,12 @@
-"""What the routes answer with: the live bundle and its arms, the stages, and the recipe's limits."""
+"""State of the routes: the live bundle and its arms, the stages, and the recipe's limits."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from prometheus_client.core import Metric
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -18,7 +19,7 @@ from ray_recsys.serving.coalescer import Coalescer
 from ray_recsys.serving.gateway import REQUEST_ID
 from ray_recsys.serving.impressions import Impression, ImpressionSink
 from ray_recsys.serving.live import LiveArm, LiveBundle
-from ray_recsys.serving.metrics import Metrics
+from ray_recsys.serving.metrics import Metrics, text_of
 from ray_recsys.serving.resolve import resolve, resolve_scores
 from ray_recsys.serving.schemas import (
     BatchEntry,
@@ -36,13 +37,14 @@ from ray_recsys.serving.stages import Answer, Stages
 from ray_recsys.serving.stock import Stock
 from ray_recsys.serving.tracing import recorder
 
+SCRAPE_S = 2.0  # that other replicas have to tell what they counted
 MAX_SHADOWS = 16  # answers of shadows under way; requests beyond are answered without
 
 logger = logging.getLogger(__name__)
 
 
 class Api:
-    """What the routes share: the live bundle, the coalescer in front of the stages, and the recipe's limits."""
+    """State that the routes share: the live bundle, the coalescer in front of the stages, and the recipe's limits."""
 
     def __init__(self, live: LiveBundle, stages: Stages, limits: ServeRecipe, *, max_calls: int) -> None:
         self.live = live
@@ -55,6 +57,25 @@ class Api:
         self.stock = Stock(live.lists)
         self.record = recorder()
         self._shadows = Shadows(self.coalescer, self.metrics, limits)
+        self.num_in_flight: Callable[[], int] = lambda: 0
+        self.all_replicas: Callable[[], Awaitable[Sequence[Sequence[Metric]]]] | None = None
+        """Returns the metrics of every replica, this one included; None: there is only this one."""
+
+    def own_metrics(self) -> list[Metric]:
+        """Returns what this replica has counted."""
+        waiting, in_flight = self.coalescer.num_waiting, self.num_in_flight()
+        return self.metrics.families(self.live, self.impressions, num_waiting=waiting, num_in_flight=in_flight)
+
+    async def scrape(self) -> bytes:
+        """Returns the text of /metrics: of all replicas, or of this one alone if the others cannot be asked."""
+        replicas: Sequence[Sequence[Metric]] = []
+        if self.all_replicas is not None:
+            try:
+                async with asyncio.timeout(SCRAPE_S):
+                    replicas = await self.all_replicas()
+            except Exception as error:  # noqa: BLE001  (a metric less is better than none)
+                logger.warning("other replicas' metrics: %s: %s", type(error).__name__, error)
+        return text_of(replicas or [self.own_metrics()])
 
     def start(self) -> None:
         """Follows the registry and writes impressions, on the running event loop, until `stop`."""
@@ -63,7 +84,7 @@ class Api:
             self.impressions.start()
 
     def stop(self) -> None:
-        """Stops both; impressions that wait are written."""
+        """Stops both; pending impressions are written."""
         self.live.stop()
         if self.impressions is not None:
             self.impressions.stop()
@@ -154,7 +175,7 @@ def _sink(limits: ServeRecipe) -> ImpressionSink | None:
 
 
 class Shadows:
-    """Answers of arms that nobody sees: how many of the items shown they have too goes into the metrics.
+    """Shadow answers of arms: the share of the shown items that they also recommend goes into the metrics.
 
     Args:
         coalescer: In front of the stages.
@@ -167,7 +188,7 @@ class Shadows:
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, arm: LiveArm, request: RecommendRequest, shown: Sequence[ExternalId]) -> None:
-        """Answers a request by an arm later, unless too many such answers are under way."""
+        """Schedules an arm's answer to a request, unless too many are pending."""
         if len(self._running) >= MAX_SHADOWS:
             self._metrics.num_shadows_skipped += 1
             return
@@ -180,7 +201,7 @@ class Shadows:
         try:
             resolved = resolve(request, arm.bundle, self._limits)
             answer = await self._coalescer.answer(arm.bundle.version, resolved.query)
-        except Exception as error:  # noqa: BLE001  (nobody waits for it)
+        except Exception as error:  # noqa: BLE001  (no caller waits for it)
             logger.warning("arm %s in the shadow: %s", arm.name, error)
             self._metrics.shadow_failures[arm.name] += 1
             return

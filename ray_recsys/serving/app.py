@@ -1,4 +1,4 @@
-"""The ASGI application: the API, the page at `/`, the API's description at `/docs`."""
+"""The ASGI application: the API, the page at `/`, the API reference at `/docs`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,20 +49,15 @@ def make_app(api: Api) -> FastAPI:
     for router in (recommend_routes(api), bundle_routes(api), list_routes(api), health_routes(api), web_routes()):
         app.include_router(router)
     _describe(app, api.limits)
-    gateway: Gateway | None = None
 
     def wrap(inner: App) -> Gateway:
-        nonlocal gateway
         gateway = Gateway(inner, api.limits, api.metrics, keys, {("POST", "/v1/recommend"): api.recommend_from})
+        api.num_in_flight = lambda: gateway.num_in_flight
         return gateway
 
     @app.get("/metrics", include_in_schema=False)
-    def metrics() -> Response:
-        in_flight = 0 if gateway is None else gateway.num_in_flight
-        text = api.metrics.write(
-            api.live, api.impressions, num_waiting=api.coalescer.num_waiting, num_in_flight=in_flight
-        )
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+    async def metrics() -> Response:
+        return Response(await api.scrape(), media_type=CONTENT_TYPE_LATEST)
 
     app.add_middleware(wrap)
     return app

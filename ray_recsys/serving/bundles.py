@@ -1,4 +1,4 @@
-"""The bundles that this process has open: each version is read and checked once, whoever asks for it."""
+"""The open bundles of this process: each version is read and checked once."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ class BundleCache(Generic[S]):
 
     Args:
         registry: Directory of bundles.
-        build: Makes what this process computes with: both stages, one, or none.
+        build: Builds the stages of this process: both, one, or none.
         num_kept: Versions that stay open.
     """
 
@@ -88,7 +88,7 @@ class BundleCache(Generic[S]):
         return self._usable().bundle
 
     def load_usable(self) -> S:
-        """Returns what computes answers of the same bundle; see `open_usable`."""
+        """Returns the stages of the same bundle; see `open_usable`."""
         return self._usable().stage
 
     async def bundle(self, version: str) -> Bundle:
@@ -101,7 +101,7 @@ class BundleCache(Generic[S]):
         return (await self._of(version)).bundle
 
     async def stage(self, version: str) -> S:
-        """Returns what computes answers of a version, checked and warm when it is first asked for; see `bundle`."""
+        """Returns the stages of a version, checked and warmed up on first use; see `bundle`."""
         return (await self._of(version)).stage
 
     async def _of(self, version: str) -> _Opened[S]:

@@ -1,6 +1,6 @@
-"""What every request passes before it is parsed: request id, host, admission, key, rate, size and time limits.
+"""Checks of every request before it is parsed: request id, host, admission, key, rate, size and time limits.
 
-A plain ASGI layer: a refusal costs no routing, no body and no model.
+A plain ASGI layer: a refused request costs no routing, no body and no model.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Gateway:
         app: The application.
         limits: The recipe's `serve` section.
         metrics: Where requests and refusals are counted.
-        keys: Who may call; None: everybody may, and users and the page are shown only on loopback.
+        keys: API keys; None: all callers are allowed, and users and the page are shown only on loopback.
         direct: Makes the responses of the busiest routes from their bodies, by method and path: the framework's own
             way to them takes as long as a third of the answer.
     """

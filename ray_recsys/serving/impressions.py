@@ -1,10 +1,10 @@
-"""Impressions: which items were shown to whom, by which arm, as Parquet files for `ray-recsys ab`.
+"""Impressions: the items shown to each user and their arm, as Parquet files for `ray-recsys ab`.
 
     DIR/date=2026-11-24/hour=20/20261124T205102-4f1e….parquet
 
-Rows wait in memory, at most `MAX_WAITING`, and are written every `FLUSH_S` seconds and when the replica stops. What
-cannot be written, because the disk is full or the directory has reached its limit, is dropped and counted: an answer
-never waits for it.
+Rows wait in memory, at most `MAX_WAITING`, and are written every `FLUSH_S` seconds and when the replica stops. Rows
+that cannot be written, because the disk is full or the directory has reached its limit, are dropped and counted:
+responses never wait for them.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class ImpressionSink:
         self._flushing = asyncio.get_running_loop().create_task(self._flush_repeatedly())
 
     def stop(self) -> None:
-        """Stops, and writes what waits."""
+        """Stops, and writes pending rows."""
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None

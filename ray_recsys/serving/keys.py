@@ -1,4 +1,4 @@
-"""API keys: who may call which routes. The file holds digests, so that reading it gives nobody a key.
+"""API keys and their scopes. The file holds digests, so that reading it does not reveal keys.
 
     # name  sha256 of the key                                                 scopes
     shop    2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  recommend
@@ -113,6 +113,6 @@ def check_exposure(host: str, *, allow_open: bool) -> None:
     """
     if not is_loopback(host) and keys_of_environment() is None and not allow_open:
         raise InputError(
-            f"serve.host = {host}: anybody who reaches this address could call the service",
+            f"serve.host = {host}: anyone who reaches this address could call the service",
             remedy=f"set {VARIABLE} (see docs/serving.md), or force it with serve.allow_open=true",
         )

@@ -1,4 +1,4 @@
-"""The API's routes that keep stock lists."""
+"""The API's routes for stock lists."""
 
 import asyncio
 from typing import Annotated
@@ -19,7 +19,7 @@ _Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$", description="Letters, d
 
 
 def list_routes(api: Api) -> APIRouter:
-    """Returns the routes that keep lists; with keys they need the scope `admin`."""
+    """Returns the routes for lists; with keys they need the scope `admin`."""
     router = APIRouter(tags=["lists"])
     lists = api.stock.lists
 

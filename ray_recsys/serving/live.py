@@ -1,4 +1,4 @@
-"""The live bundle: which version answers now, and the swap to the next one when the registry's CURRENT changes.
+"""The live bundle: the serving version, and the swap to the next one when the registry's CURRENT changes.
 
 Every stage loads the next version before the first request is stamped with it. If anything fails, the old version keeps
 serving and the new one is retried with exponential backoff: a damaged file may be repaired, a lost replica replaced.
@@ -59,9 +59,9 @@ class LiveBundle:
         self.lists = cache.lists
         self.bundle: Bundle = cache.open_usable()
         self.failure: SwapFailure | None = self._failed_start()
-        """Why the registry's live version is not the one that is served; None: it is."""
+        """Why the registry's live version is not served; None: it is."""
         self.arms: dict[str, LiveArm] = {}
-        """Versions that answer a part of the users beside the live one, by name."""
+        """Versions that serve a share of the users alongside the live one, by name."""
         self.arm_failure: str | None = None
         """Why the registry's arms are not all served; None: they are."""
         self.num_swaps = 0

@@ -1,9 +1,10 @@
-"""Prometheus metrics of one ingress replica, at /metrics.
+"""Prometheus metrics of the ingress replicas, at /metrics of any of them; each series has its replica as a label.
 
-Requests only add to plain numbers; what Prometheus reads is made from them when it asks.
+Requests only increment plain numbers; the exposition is built from them at each scrape.
 """
 
 import os
+import socket
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -46,8 +47,8 @@ class Distribution:
         return rows
 
 
-class Metrics(Collector):
-    """What one application counts."""
+class Metrics:
+    """Counters of one application."""
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], Distribution] = defaultdict(Distribution)
@@ -69,8 +70,8 @@ class Metrics(Collector):
         self._gauges: dict[str, tuple[str, float]] = {}
         self._versions: dict[str, str] = {}
         self._impressions: dict[str, int] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+        self.replica = f"{socket.gethostname()}-{os.getpid()}"
+        """Value of the label `replica`."""
 
     def answered(self, query: Query, answer: Answer, arm: str) -> None:
         """Counts an answer of the stages."""
@@ -79,10 +80,10 @@ class Metrics(Collector):
         self.answers[arm, answer.recommendations.source] += 1
         self.num_short += len(answer.recommendations.item_idx) < query.k
 
-    def write(
+    def families(
         self, live: LiveBundle, impressions: ImpressionSink | None, *, num_waiting: int, num_in_flight: int
-    ) -> bytes:
-        """Returns the text that Prometheus scrapes."""
+    ) -> list[Metric]:
+        """Returns what has been counted; every sample has the label `replica`."""
         self._versions = {LIVE: live.bundle.version, **{one.name: one.bundle.version for one in live.arms.values()}}
         sink = impressions
         self._impressions = {"written": sink.num_written, "dropped": sink.num_dropped} if sink else {}
@@ -94,10 +95,14 @@ class Metrics(Collector):
             "swap_failing": ("1 while the registry's live version is refused", live.failure is not None),
             "arms_failing": ("1 while an arm of the registry is not served", live.arm_failure is not None),
         }
-        return generate_latest(self._registry)
+        families = list(self._collect())
+        for family in families:
+            family.samples = [
+                sample._replace(labels={**sample.labels, "replica": self.replica}) for sample in family.samples
+            ]
+        return families
 
-    def collect(self) -> Iterator[Metric]:
-        """Yields what has been counted; the Prometheus client calls this."""
+    def _collect(self) -> Iterator[Metric]:
         requests = HistogramMetricFamily(f"{PREFIX}request_seconds", "Time of a request", labels=["route", "status"])
         for (route, status), times in list(self.requests.items()):
             requests.add_metric([route, str(status)], times.buckets(), times.total)
@@ -120,20 +125,37 @@ class Metrics(Collector):
         for (arm, source), count in list(self.answers.items()):
             answers.add_metric([arm, source], count)
         yield answers
-        yield _counts("impressions", "Impressions written, and dropped for want of room", "state", self._impressions)
+        yield _counts("impressions", "Impressions written, and dropped for lack of space", "state", self._impressions)
         yield _counts("shadow_failures", "Answers that a shadow failed to give", "arm", self.shadow_failures)
-        skipped = "Requests that no shadow answered, because too many answers were under way"
+        skipped = "Requests without a shadow answer, because too many were pending"
         yield CounterMetricFamily(f"{PREFIX}shadows_skipped", skipped, self.num_shadows_skipped)
         yield _counts("refusals", "Requests refused before they were parsed", "reason", self.refusals)
         yield CounterMetricFamily(f"{PREFIX}short_answers", "Answers with fewer than k items", self.num_short)
         for name, (text, value) in self._gauges.items():
             yield GaugeMetricFamily(PREFIX + name, text, value)
-        info = GaugeMetricFamily(
-            f"{PREFIX}bundle_info", "1 for the version that answers", labels=["version", "replica", "arm"]
-        )
+        info = GaugeMetricFamily(f"{PREFIX}bundle_info", "1 for the version that answers", labels=["version", "arm"])
         for arm, version in self._versions.items():
-            info.add_metric([version, str(os.getpid()), arm], 1)
+            info.add_metric([version, arm], 1)
         yield info
+
+
+def text_of(replicas: Sequence[Sequence[Metric]]) -> bytes:
+    """Returns the text that Prometheus scrapes, from the families of all replicas."""
+    registry = CollectorRegistry()
+    registry.register(_Merged(replicas))
+    return generate_latest(registry)
+
+
+class _Merged(Collector):
+    def __init__(self, replicas: Sequence[Sequence[Metric]]) -> None:
+        self._families: dict[str, Metric] = {}
+        for family in (one for families in replicas for one in families):
+            merged = self._families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged.samples += family.samples
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields each family once; the Prometheus client calls this."""
+        yield from self._families.values()
 
 
 def _counts(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:

@@ -59,7 +59,7 @@ def invalid_value(field: str, value: Any, limit: str | int, detail: str | None =
 
 
 def unknown_id(field: str, value: Any, among: str, of: str = "the live bundle") -> Problem:
-    """Returns the problem of an id that is not there; `among` is "users", "items" or "lists"."""
+    """Returns the problem of an unknown id; `among` is "users", "items" or "lists"."""
     limit = f"{among} of {of}"
     detail = f"{field} = {shown(value)!r} is not one of the {limit}"
     return Problem(404, "unknown-id", "Unknown id", detail, field=field, value=value, limit=limit)

@@ -29,7 +29,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         (401, "No valid API key"),
         (403, "The key lacks the scope, or there are no keys and the caller is on another machine"),
         (404, "Unknown id"),
-        (409, "There are as many as may be"),
+        (409, "The maximum number of lists is reached"),
         (413, "Body too large"),
         (421, "The Host header is not served here"),
         (422, "Invalid value"),

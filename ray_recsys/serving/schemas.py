@@ -44,13 +44,13 @@ class RecommendRequest(_Schema):
     num_candidates: Count | None = Field(default=None, examples=[200])
     """Number of candidates that recall passes to rerank, raised to k if smaller; the recipe has the default."""
     allowed_items: tuple[ExternalId, ...] | None = Field(default=None, examples=[None])
-    """Only these items; unknown ones are ignored. k of them come back, if that many are eligible."""
+    """Only these items; unknown ones are ignored. k of them are returned, if that many are eligible."""
     category: StrictStr | None = Field(default=None, examples=["Comedy"])
     """Only items of this category, or with it among the parts that `|` separates."""
     list: ListName | None = Field(default=None, examples=[None])
     """Only items of this list, such as what is in stock; see PUT /v1/lists/{name}."""
     diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
-    """How much similarity to the items above costs (maximal marginal relevance); 0 keeps the order of the scores."""
+    """Penalty for similarity to the items above (maximal marginal relevance); 0 keeps the order of the scores."""
     explain: StrictBool = False
     """Add to each item the seen items that it resembles most."""
     string_ids: StrictBool = False
@@ -92,7 +92,7 @@ class BatchRequest(_Schema):
 
 
 class ScoreRequest(_Schema):
-    """Scores of given items for a user, from a history, or by popularity for anybody else."""
+    """Scores of given items for a user, from a history, or by popularity for anonymous users."""
 
     item_ids: Annotated[tuple[ExternalId, ...], Field(min_length=1)] = Field(examples=[[50, 181]])
     """At most serve.max_candidates; an unknown item gets no score."""
@@ -222,7 +222,7 @@ class SeenResponse(_Schema):
 
 
 class SwapProblem(_Schema):
-    """Why the registry's live version is not the one that answers."""
+    """Why the registry's live version is not served."""
 
     version: str | None = Field(examples=["20261124T050102Z-1f0c9a3e"])
     """The version that was refused; null if CURRENT cannot be read."""
@@ -230,14 +230,14 @@ class SwapProblem(_Schema):
 
 
 class ArmDescription(_Schema):
-    """A version that answers a part of the users beside the live one."""
+    """A version that serves a share of the users alongside the live one."""
 
     name: str = Field(examples=["B"])
     version: str = Field(examples=["20261124T050102Z-1f0c9a3e"])
     percent: float = Field(examples=[10.0])
     """Part of the users."""
     shadow: bool
-    """Those users see the live version's answers; this one's are only counted."""
+    """These users get the live version's answers; this version's are only measured."""
 
 
 class BundleResponse(BundleManifest):
@@ -248,9 +248,9 @@ class BundleResponse(BundleManifest):
     recall_model_label: str = Field(examples=["Item-based CF"])
     """The name of `recall_model` for display."""
     swap_failure: SwapProblem | None = None
-    """Why the registry's live version does not answer; null: it does."""
+    """Why the registry's live version is not served; null: it is."""
     arms: tuple[ArmDescription, ...] = ()
-    """Versions beside the live one."""
+    """Versions that serve alongside the live one."""
     arm_failure: str | None = None
     """Why the registry's arms are not all served; null: they are."""
     categories: tuple[str, ...] = ()
@@ -264,7 +264,7 @@ class Health(_Schema):
 
     status: Literal["ok"] = "ok"
     bundle: str
-    """The version that answers."""
+    """The serving version."""
 
 
 class Ready(_Schema):
@@ -272,7 +272,7 @@ class Ready(_Schema):
 
     status: Literal["ready", "degraded"]
     bundle: str
-    """The version that answers."""
+    """The serving version."""
     swap_failure: SwapProblem | None = None
 
 

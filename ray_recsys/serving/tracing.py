@@ -17,7 +17,7 @@ Record = Callable[[float, float, float, dict[str, str]], None]
 
 
 def recorder(provider: "TracerProvider | None" = None) -> Record | None:
-    """Returns what records requests as spans; None: nothing is configured.
+    """Returns the recorder of requests as spans; None: nothing is configured.
 
     Args:
         provider: Receives the spans; None: one that exports to OTEL_EXPORTER_OTLP_ENDPOINT, if that is set.

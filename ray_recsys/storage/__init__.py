@@ -1,1 +1,1 @@
-"""Where artefacts are: local paths and object stores behind one `Location`; see docs/storage.md."""
+"""Locations of artefacts: local paths and object stores behind one `Location`; see docs/storage.md."""

@@ -1,11 +1,11 @@
 """Files of remote artefacts on this node's disk, by digest: each is downloaded and verified once a node.
 
     <cache>/<digest of names and sha256s>/…     an entry: some files of an artefact, under their own names
-    <cache>/<digest>.lock                       held, shared, by whoever uses the entry; its time tells the last use
+    <cache>/<digest>.lock                       held, shared, by users of the entry; its time is that of the last use
     <cache>/lock                                held while entries are removed
 
-Processes of a node share it. Whoever asks first downloads, the others wait. When it would grow beyond its limit, the
-entries that were used least recently and that nobody uses are removed. A local artefact is used where it is.
+Processes of a node share it. The first to ask downloads, the others wait. Beyond the cache's limit, the least recently
+used entries that are not in use are evicted. A local artefact is read in place.
 
 `RAY_RECSYS_CACHE` names the directory, `RAY_RECSYS_CACHE_GB` its limit.
 """
@@ -170,7 +170,7 @@ def _make_room(home: Path, needed: int) -> None:
     """Removes entries until `needed` bytes fit; its caller holds the cache's lock.
 
     Raises:
-        StageError: All that is left is in use.
+        StageError: All remaining entries are in use.
     """
     for left in home.glob(".tmp-*"):
         _remove_abandoned(left)
@@ -189,7 +189,7 @@ def _make_room(home: Path, needed: int) -> None:
 
 
 def _remove_abandoned(unfinished: Path) -> None:
-    """Removes what a killed process was downloading; a living one holds the lock of its entry."""
+    """Removes partial downloads of killed processes; a living one holds the lock of its entry."""
     with suppress(BlockingIOError), _locked(_lock_of(unfinished), fcntl.LOCK_EX | fcntl.LOCK_NB):
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -199,7 +199,7 @@ def _lock_of(unfinished: Path) -> Path:
 
 
 def _remove(entry: Path) -> bool:
-    """Removes an entry; returns whether nobody used it."""
+    """Removes an entry unless it is in use; returns whether it was removed."""
     lock = entry.with_suffix(".lock")
     try:
         with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):

@@ -1,4 +1,4 @@
-"""Files at a location: read, written complete or not at all, listed, deleted; errors that name the URI.
+"""Files at a location: atomic writes, reads, listings, deletion; errors name the URI.
 
 Object stores have no rename: an object appears when its upload is complete. Requests are repeated with backoff by the
 client libraries; what fails after that is a `StorageError`.
@@ -34,7 +34,7 @@ _NOT_ALLOWED = re.compile(
 
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it to `path` on success, removes it on any error.
+    """Yields a sibling of `path` to write to; renames it to `path` on success, removes it on any error.
 
     Args:
         path: The final name; an existing file is replaced, and its folder must exist.
@@ -92,7 +92,7 @@ def storage_error(location: Location, action: str, error: Exception) -> AccessEr
         )
     return StorageError(
         f"cannot {action} {location}: {text}",
-        remedy="the request was repeated in vain: check the network and the store, then repeat the command",
+        remedy="all retries failed: check the network and the store, then repeat the command",
     )
 
 
@@ -170,7 +170,7 @@ def written_file(location: Location, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Yields a directory on this node's disk, gone afterwards."""
+    """Yields a temporary directory on this node's disk."""
     with tempfile.TemporaryDirectory(prefix="ray-recsys-") as directory:
         yield Path(directory)
 
@@ -218,7 +218,7 @@ def last_change_s(location: Location) -> float:
 
 
 def delete_tree(location: Location) -> None:
-    """Deletes a folder with all that is in it; does nothing if there is none."""
+    """Deletes a folder and its content; does nothing if there is none."""
     if location.is_local:
         shutil.rmtree(location, ignore_errors=True)
         return

@@ -1,4 +1,4 @@
-"""A path or URI as one type: where something is, on a local disk or in an object store.
+"""A path or URI as one type, on a local disk or in an object store.
 
     data/prepared                        local
     s3://bucket/prepared                 S3; credentials from the environment, as every AWS client finds them

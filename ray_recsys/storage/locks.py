@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 class Hold:
-    """A lock on a file, shared by those who read beside it; released when it is collected or its process dies."""
+    """A lock on a file, shared by concurrent readers; released when it is collected or its process dies."""
 
     def __init__(self, path: Path, kind: int = fcntl.LOCK_SH) -> None:
         """Takes the lock.
 
         Raises:
-            OSError: There is no such file, or somebody holds a lock that excludes this one.
+            OSError: There is no such file, or another process holds an excluding lock.
         """
         descriptor = os.open(path, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, descriptor)
@@ -36,7 +36,7 @@ def lock_file(path: Path, kind: int) -> int:
     """Returns a descriptor of a lock file, locked; waits for it.
 
     Raises:
-        BlockingIOError: `kind` has LOCK_NB and somebody holds a lock that excludes this one.
+        BlockingIOError: `kind` has LOCK_NB and another process holds an excluding lock.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -48,4 +48,4 @@ def lock_file(path: Path, kind: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # somebody removed the file, so the lock is worth nothing
+        os.close(descriptor)  # the file was removed, so the lock is void

@@ -1,4 +1,4 @@
-"""Small files that several processes change: read with a tag, replaced only if nobody has replaced them meanwhile.
+"""Small files that several processes change: read with a tag, replaced only if unchanged since (compare-and-swap).
 
 Compare-and-swap is a conditional put (If-Match, If-None-Match) on S3, GCS and Azure, and a lock on the folder on a
 local disk. Other filesystems have neither: there the file is read again just before it is written, and two writers in
@@ -28,7 +28,7 @@ class Pointer:
 
     text: str | None
     tag: str | None = None
-    """What an object store knows this content by."""
+    """The object store's tag of this content."""
 
 
 def read_pointer(location: Location) -> Pointer:
@@ -64,10 +64,10 @@ def replace_pointer(location: Location, text: str, before: Pointer) -> Pointer:
 
 
 def create_file(location: Location, content: bytes) -> None:
-    """Writes a file that must not be there yet.
+    """Creates a file that must not exist yet.
 
     Raises:
-        ConflictError: It is there.
+        ConflictError: It exists.
     """
     if has_conditional_put(location):
         _put_if(location, content.decode(), Pointer(None))
@@ -93,7 +93,7 @@ def _put_if(location: Location, text: str, before: Pointer) -> Pointer:
 
 def _conflict(location: Location) -> ConflictError:
     return ConflictError(
-        f"{location} was changed by another process meanwhile", remedy="look at what is there now, then repeat"
+        f"{location} was changed by another process meanwhile", remedy="check its current content, then retry"
     )
 
 

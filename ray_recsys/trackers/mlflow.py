@@ -1,4 +1,4 @@
-"""An MLflow run beside each training: recipe, metrics by epoch, and the version of the bundle made from it.
+"""An MLflow run for each training: recipe, metrics by epoch, and the version of the bundle made from it.
 
 MLflow (the extra `mlflow`) is imported when a tracker is made. Its usage reports to its makers are switched off.
 """
@@ -79,7 +79,7 @@ class MLflowTracker:
         self._client.set_terminated(self._run_id, status="FAILED" if metrics is None else "FINISHED")
 
     def tag_bundle(self, version: str) -> None:
-        """Records the version of the bundle that was made of the run."""
+        """Records the version of the bundle that was built from the run."""
         self._client.set_tag(self._run_id, "bundle_version", version)
 
     def _log_recipe(self, recipe: Recipe) -> None:
@@ -100,7 +100,7 @@ class MLflowTracker:
 
 def _local_store(run: Location) -> str:
     if not run.is_local:
-        raise InputError(f"MLflow keeps no files beside {run}", remedy="set track.mlflow_uri to a server")
+        raise InputError(f"MLflow cannot keep files next to {run}", remedy="set track.mlflow_uri to a server")
     return Path(run.parent / _FOLDER).as_uri()
 
 

@@ -1,6 +1,6 @@
-"""What a tracker does, and how it is kept from holding up or ending the training that it records.
+"""The tracker interface, and its isolation: a tracker cannot block or stop the training that it records.
 
-Each tracker has a thread of its own. One that fails, or that does not answer, warns; training continues without it.
+Each tracker has its own thread. One that fails or does not answer causes a warning; training continues without it.
 """
 
 import queue
@@ -16,7 +16,7 @@ from ray_recsys.trackers.mlflow import MLflowTracker
 from ray_recsys.trackers.tensorboard import TensorBoardTracker
 
 END_S = 20.0
-"""How long the end of a training waits for a tracker."""
+"""Maximum time that the end of training waits for a tracker."""
 
 
 class Tracker(Protocol):
@@ -50,7 +50,7 @@ class Background(Generic[Recorder]):
         self._thread.start()
 
     def call(self, action: Callable[[Recorder], None]) -> None:
-        """Does it after all earlier calls; returns at once."""
+        """Queues a call after all earlier ones; returns at once."""
         self._calls.put(action)
 
     def close(self, timeout_s: float = END_S) -> None:
@@ -65,7 +65,7 @@ class Background(Generic[Recorder]):
             recorder = self._make()
             while (action := self._calls.get()) is not None:
                 action(recorder)
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training is not concerned
+        except Exception as error:  # noqa: BLE001 - a tracker's errors must not affect training
             first_line = (str(error).strip().splitlines() or [""])[0]
             self._report(Warned(f"{self._name} does not record this run: {type(error).__name__}: {first_line}"))
 

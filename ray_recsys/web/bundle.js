@@ -7,7 +7,7 @@ const WATCH_MS = 5_000;
 
 let stages = "Recalled from the catalogue, then reranked";
 
-/** Returns how a known user's recommendations are made, in words. */
+/** Returns a description of the stages for known users. */
 export const describeStages = () => stages;
 
 /** Loads the live bundle and shows its version, models, counts and metrics. */
@@ -18,6 +18,7 @@ export async function showBundle() {
     stages = `Recalled ${recallModel === model ? "from the catalogue" : `by ${recallModel}`}, reranked by ${model}`;
     byId("bundle-version").textContent = bundle.version;
     byId("bundle-model").textContent = model;
+    byId("bundle-quality").textContent = qualityOf(bundle.metrics);
     byId("bundle-facts").replaceChildren(...factsOf(bundle).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
     byId("bundle").classList.toggle("failing", Boolean(bundle.swap_failure || bundle.arm_failure));
     showCategories(bundle.categories ?? []);
@@ -34,9 +35,15 @@ function showCategories(names) {
   byId("category").value = names.includes(chosen) ? chosen : "";
 }
 
-/** Looks at the live bundle now and then, so that a refused version or a new arm shows while the page is open. */
+/** Polls the live bundle, so that a refused version or a new arm appears while the page is open. */
 export function watchBundle() {
   setInterval(() => document.hidden || showBundle(), WATCH_MS);
+}
+
+/** Returns the metric of the header: NDCG@10 of the test or else of validation; empty if neither was measured. */
+function qualityOf(metrics) {
+  const measured = ["test", "validation"].find((split) => metrics[split]?.["NDCG@10"] !== undefined);
+  return measured ? `${measured} NDCG@10 ${metrics[measured]["NDCG@10"].toFixed(4)}` : "";
 }
 
 function factsOf(bundle) {
@@ -48,7 +55,7 @@ function factsOf(bundle) {
   return [
     ...(bundle.swap_failure ? [["refused", `${bundle.swap_failure.version ?? "CURRENT"}: ${bundle.swap_failure.reason}`]] : []),
     ...(bundle.arm_failure ? [["arms", bundle.arm_failure]] : []),
-    ...(bundle.arms ?? []).map((arm) => [`arm ${arm.name}`, `${arm.version}, ${arm.percent} %${arm.shadow ? " in the shadow" : ""}`]),
+    ...(bundle.arms ?? []).map((arm) => [`arm ${arm.name}`, `${arm.version}, ${arm.percent} %${arm.shadow ? " (shadow)" : ""}`]),
     ["model", bundle.model_label],
     ...(bundle.recall_model === bundle.model ? [] : [["recall model", bundle.recall_model_label]]),
     ["created", created],

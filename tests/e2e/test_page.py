@@ -127,6 +127,8 @@ def test_a_known_user(page: Page, registry: Path) -> None:
         "User user-00003 · Recalled from the catalogue, reranked by NeuMF"
     )
     expect(page.locator("#bundle-model")).to_have_text("NeuMF")
+    ndcg = Registry(registry).open().manifest.metrics["validation"]["NDCG@10"]
+    expect(page.locator("#bundle-quality")).to_have_text(f"validation NDCG@10 {ndcg:.4f}")
     expect(page.locator("#source")).to_have_text("Two-stage")
     expect(recommended(page)).to_have_count(10)
     expect(recommended(page).first).to_contain_text(re.compile(r"Title \d+"))

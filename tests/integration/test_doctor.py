@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from ray_recsys.cli import main
 from ray_recsys.config.files import load_recipe
 from ray_recsys.distributed import doctor
 from ray_recsys.distributed.doctor import Check, examine
@@ -144,3 +145,11 @@ def test_a_ray_that_cannot_be_joined_fails_alone(monkeypatch: pytest.MonkeyPatch
     checks = examine(load_recipe(overrides=["serve.port=0"])).checks
     assert [check.detail for check in checks if check.status == "fail"] == ["OSError: no space left"]
     assert "memory" in _by_name(checks)
+
+
+def test_the_command_fails_with_the_names_of_what_would_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--set", "serve.port=0", "--set", "cluster.num_workers=64", "--set", "serve.cpus_per_replica=99"]
+    assert main(["doctor", *asked]) == 2
+    printed = capsys.readouterr()
+    assert "this machine is not ready: trainers, replicas; see the remedies above" in printed.err
+    assert "64 train workers need 48 CPUs" in printed.out

@@ -14,9 +14,9 @@ import pytest
 from ray_recsys.config import Recipe
 from ray_recsys.config.files import dump_recipe, load_recipe, parse_recipe
 from ray_recsys.distributed.tuning import tune
-from ray_recsys.errors import ArtifactError, IntegrityError, RecipeError, StageError
+from ray_recsys.errors import ArtifactError, DataError, InputError, IntegrityError, RecipeError, StageError
 from ray_recsys.progress import Event
-from tests.factories import change_a_byte, make_prepared_set
+from tests.factories import change_a_byte, make_prepared_set, rewrite_partitions
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -81,6 +81,21 @@ def test_data_with_a_changed_byte_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(IntegrityError, match=r"items\.parquet"):
         tune(data.path, tmp_path / "tuned", Recipe())
     assert not (tmp_path / "tuned").exists()
+
+
+def test_data_without_validation_have_nothing_to_choose_by(tmp_path: Path) -> None:
+    data = rewrite_partitions(make_prepared_set(tmp_path / "data"), lambda it: it, num_validation=0)
+    with pytest.raises(DataError, match="has no validation interactions to choose by"):
+        tune(data.path, tmp_path / "tuned", Recipe())
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_search_whose_package_is_missing_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"tune\.search = 'tpe' needs Optuna .*pip install 'ray-recsys\[tune\]'"):
+        tune(tmp_path, tmp_path / "tuned", parse_recipe({"tune": {"search": "tpe"}}, "test"))
 
 
 def small_search(**tune_keys: object) -> Recipe:
@@ -170,7 +185,7 @@ def test_a_trial_of_two_workers_that_is_killed_begins_again(tmp_path: Path) -> N
     result = tune(data.path, tmp_path / "tuned", small_search(num_trials=1, workers_per_trial=2), report=lines.append)
     thread.join(1)
     assert len(killed) == 1
-    assert sum("a trial was lost and begins again" in str(line) for line in lines) == 1
+    assert sum("a trial was lost and restarts" in str(line) for line in lines) == 1
     (trial,) = result.trials
     assert trial.error is None
     assert trial.num_epochs == 6 == len(trial.curve)

@@ -19,6 +19,7 @@ from ray_recsys.errors import RegistryError
 from ray_recsys.serving import impressions
 from ray_recsys.serving.api import Api
 from ray_recsys.serving.impressions import Impression, ImpressionSink
+from ray_recsys.serving.metrics import text_of
 from ray_recsys.serving.schemas import RecommendRequest, RecommendResponse
 from tests.app_client import local_api
 from tests.bundles import make_bundle, publish_bundle
@@ -123,7 +124,7 @@ def test_each_user_is_answered_by_the_version_of_the_arm_and_every_answer_is_rec
         for user, answer in zip(users, answers, strict=True)
     }
     assert next((tmp_path / "impressions").glob("date=*/hour=*/*.parquet"))
-    text = api.metrics.write(api.live, api.impressions, num_waiting=0, num_in_flight=0).decode()
+    text = text_of([api.own_metrics()]).decode()
     samples = {
         (sample.name, sample.labels.get("arm")): sample.value
         for family in text_string_to_metric_families(text)

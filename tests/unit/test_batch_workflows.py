@@ -1,7 +1,8 @@
 """`recommend` and `score` on a bundle: equal to the recommender, rows and order kept, unknown ids counted."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.recommender import Query, Recommender
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.workflows.recommend import RecommendResult, recommend
 from ray_recsys.core.workflows.score import ScoreResult, score
 from ray_recsys.errors import ArtifactError, DataError, EmptyDataError
@@ -19,6 +21,7 @@ from tests.bundles import make_bundle
 from tests.factories import make_prepared_set
 
 EXECUTOR = SerialExecutor()
+Result = TypeVar("Result")
 
 
 def run_recommend(bundle: Bundle, output: Path, **options: Any) -> RecommendResult:
@@ -42,16 +45,17 @@ def test_every_user_gets_what_the_recommender_gives(bundle: Bundle, tmp_path: Pa
     assert (result.num_users, result.num_recommendations) == (2500, table.num_rows)
     assert (result.sources, result.num_unknown_users) == ({"two-stage": 2500}, 0)
     assert table.column_names == ["user_id", "rank", "item_id", "score", "title", "source"]
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    names = [f"part-{number:05d}.parquet" for number in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_SUCCESS", "_job.json", *names]
     recommender = Recommender(bundle)
-    for user_idx in (0, 1, 2047, 2048, 2499):
+    for user_idx in (0, 1, 1023, 1024, 2499):
         rows = table.filter(pa.compute.equal(table["user_id"], bundle.users.id_of(user_idx)))
         expected = recommender.recommend(Query(user_idx, k=7))
         items = bundle.catalogue.describe(expected.item_idx)
         assert rows["item_id"].to_pylist() == [item.item_id for item in items]
         assert rows["title"].to_pylist() == [item.title for item in items]
         assert rows["rank"].to_pylist() == list(range(1, 8))
-        np.testing.assert_array_equal(rows["score"].to_numpy(), expected.scores)
+        np.testing.assert_allclose(rows["score"].to_numpy(), expected.scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["users.txt", "users.csv", "users.parquet"])
@@ -72,8 +76,54 @@ def test_given_users_come_in_their_order_and_unknown_ones_get_popular_items(
     assert [row["source"] for row in rows[::3]] == ["two-stage", "popular", "two-stage"]
     popular = bundle.catalogue.table["item_id"].to_pylist()[:3]
     assert [row["item_id"] for row in rows[3:6]] == popular
-    with pytest.raises(ArtifactError, match="exists already"):
+    with pytest.raises(
+        ArtifactError, match=r"another job \(users_sha256: '[0-9a-f]+', now None, num_users: 3, now 2500"
+    ):
         run_recommend(bundle, tmp_path / "out", k=3)
+    with pytest.raises(ArtifactError, match="exists already"):
+        run_recommend(bundle, tmp_path, k=3)
+
+
+class Killed(SerialExecutor):
+    """Ends after a number of tasks, as a killed driver does."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self._num_tasks = num_tasks
+
+    def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
+        """Yields the results of the first tasks."""
+        yield from super().map(task, min(num_tasks, self._num_tasks), stage=stage)
+        raise KeyboardInterrupt
+
+
+def test_a_killed_job_keeps_what_is_whole_and_makes_the_rest(bundle: Bundle, tmp_path: Path) -> None:
+    expected = run_recommend(bundle, tmp_path / "whole", k=5)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        recommend(bundle.path, out, Killed(2), num_candidates=200, k=5)
+    assert not (out / "_SUCCESS").exists()
+    parts = [out / f"part-{number:05d}.parquet" for number in range(3)]
+    assert [path.exists() for path in parts] == [True, True, False]
+    (out / ".part-00002.parquet.tmp-1f").write_bytes(b"PAR1")  # a write that was cut off
+    content = bytearray(parts[1].read_bytes())
+    content[len(content) // 4] ^= 1
+    parts[1].write_bytes(content)
+    kept = parts[0].stat().st_mtime_ns
+    with pytest.raises(ArtifactError, match=r"holds the lists of another job \(k: 5, now 6\)"):
+        run_recommend(bundle, out, k=6)
+    result = run_recommend(bundle, out, k=5)
+    assert (result.num_parts, result.num_kept_parts) == (3, 1)
+    assert (result.sources, result.num_recommendations) == (expected.sources, expected.num_recommendations)
+    assert parts[0].stat().st_mtime_ns == kept
+    assert pq.read_table(out) == pq.read_table(tmp_path / "whole")
+    assert run_recommend(bundle, out, k=5).num_kept_parts == 3
+
+
+def test_a_job_that_is_running_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        recommend(bundle.path, tmp_path / "out", Killed(1), num_candidates=200)
+    with leased(tmp_path / "out"), pytest.raises(ArtifactError, match="in use by process"):
+        run_recommend(bundle, tmp_path / "out")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -148,3 +148,9 @@ def test_recipes_of_one_name_are_refused() -> None:
     assert name_recipes([Path("a/x.toml"), Path("b/y.toml")]) == ["x", "y"]
     with pytest.raises(InputError, match=r"a/x\.toml: another recipe is named 'x' too"):
         name_recipes([Path("a/x.toml"), Path("b/x.toml")])
+
+
+def test_without_recipes_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no recipes to compare; give --recipes A\.toml B\.toml"):
+        compare(tmp_path, tmp_path / "out", {}, Recipe(), SerialExecutor())
+    assert not (tmp_path / "out").exists()

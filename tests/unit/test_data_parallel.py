@@ -20,7 +20,8 @@ from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.sampling.window_readers import local_feed
 from ray_recsys.core.training.data_parallel import data_parallel
-from ray_recsys.core.training.learner import SparseLearner, to_tensors
+from ray_recsys.core.training.device_copies import to_tensors
+from ray_recsys.core.training.learner import SparseLearner
 from ray_recsys.core.training.loop import train_epochs
 from ray_recsys.core.training.trainer import Trainer
 from ray_recsys.core.training.validation import Validation

@@ -70,7 +70,7 @@ def test_a_refit_model_is_refused_where_it_has_seen_the_answers(prepared: Prepar
 
 def test_a_refit_on_a_test_in_files_of_its_own_is_refused(tmp_path: Path) -> None:
     given = rewrite_manifest(make_prepared_set(tmp_path / "given"), split={"method": "given"})
-    with pytest.raises(RecipeError, match=r"train\.refit = true: .*/given has its test in files of its own"):
+    with pytest.raises(RecipeError, match=r"train\.refit = true: .*/given has its test in separate files"):
         run_fit(given, tmp_path / "run", refit=True)
     assert not (tmp_path / "run").exists()
     run_fit(given, tmp_path / "run")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_recsys.config import ServeRecipe
@@ -159,7 +160,7 @@ def test_the_metrics_tell_what_happened(registry: Path) -> None:
         client.request("GET", "/v1/bundle", headers={"Host": "evil.example"})
         text = client.request("GET", "/metrics").text
     samples = {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        (sample.name, tuple(sorted(item for item in sample.labels.items() if item[0] != "replica"))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -175,6 +176,40 @@ def test_the_metrics_tell_what_happened(registry: Path) -> None:
     assert of("swap_failing") == 0
     version = Registry(registry).current()
     assert [dict(labels)["version"] for name, labels in samples if name == "ray_recsys_bundle_info"] == [version]
+
+
+def test_a_scrape_has_the_metrics_of_every_replica_once(registry: Path) -> None:
+    first, second = local_api(registry), local_api(registry)
+    second.metrics.replica = "other-1"
+    for api, num_requests in ((first, 2), (second, 3)):
+        client = AppClient(api)
+        for _ in range(num_requests):
+            client.request("POST", "/v1/recommend", json={})
+        client.close()
+
+    async def all_replicas() -> list[list[Metric]]:
+        return [first.own_metrics(), second.own_metrics()]
+
+    first.all_replicas = all_replicas
+    text = asyncio.run(first.scrape()).decode()
+    answers = _answers_by_replica(text)
+    assert sorted(answers.values()) == [2, 3]
+    assert answers["other-1"] == 3
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
+    assert text.count("# TYPE ray_recsys_answers_total") == 1
+
+    async def fail() -> list[list[Metric]]:
+        raise RuntimeError("no controller")
+
+    first.all_replicas = fail
+    assert list(_answers_by_replica(asyncio.run(first.scrape()).decode()).values()) == [2]
+
+
+def _answers_by_replica(text: str) -> dict[str, float]:
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = families["ray_recsys_answers"].samples
+    return {one.labels["replica"]: one.value for one in samples if one.labels["source"] == "popular"}
 
 
 class _Exchange:

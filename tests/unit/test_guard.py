@@ -71,6 +71,12 @@ def _far_neighbour(path: Path) -> None:
     np.save(path / "neighbours.npy", neighbours)
 
 
+def _falling_offsets(path: Path) -> None:
+    offsets = np.load(path / "seen_offsets.npy")
+    offsets[3] = offsets[2] - 1
+    np.save(path / "seen_offsets.npy", offsets)
+
+
 def _far_seen_item(path: Path) -> None:
     items = np.load(path / "seen_items.npy")
     items[0] = -1
@@ -83,6 +89,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "vectors of other items": (_shuffled_index, r"smoke query 0 \(user 0\) got two-stage items"),
     "NaN weight": (_nan_weight, r"model, item_rows: row 0 .* not finite"),
     "neighbour out of range": (_far_neighbour, r"neighbours have indices .*\.\.40, of 40 items"),
+    "falling offsets": (_falling_offsets, "the offsets of the seen items do not ascend from 0"),
     "seen item out of range": (_far_seen_item, r"seen items have indices -1\.\."),
 }
 

@@ -48,9 +48,9 @@ def test_precision_and_average_precision_by_hand() -> None:
 
 def reference(ranks: list[int], k: int) -> dict[str, float]:
     """Metrics of one list, from a row of zeros and ones."""
-    row = [int(place in ranks) for place in range(1, max(*ranks, k) + 1)]
+    row = [int(rank in ranks) for rank in range(1, max(*ranks, k) + 1)]
     first, ideal = row[:k], sorted(row, reverse=True)[:k]
-    gain = [1 / math.log2(place + 2) for place in range(k)]
+    gain = [1 / math.log2(position + 2) for position in range(k)]
     return {
         f"Hit@{k}": float(any(first)),
         f"NDCG@{k}": sum(map(float.__mul__, map(float, first), gain))
@@ -83,7 +83,7 @@ def test_metrics_equal_those_of_ranx() -> None:
     rng = np.random.default_rng(0)
     ranks = [sorted(rng.choice(np.arange(1, 101), size=rng.integers(1, 6), replace=False).tolist()) for _ in range(50)]
     relevant = {f"u{u}": {f"i{rank}": 1 for rank in own} for u, own in enumerate(ranks)}
-    ranked = {f"u{u}": {f"i{place}": 101.0 - place for place in range(1, 101)} for u in range(len(ranks))}
+    ranked = {f"u{u}": {f"i{rank}": 101.0 - rank for rank in range(1, 101)} for u in range(len(ranks))}
     for k in (1, 5, 10, 20):
         means = MetricSums.of(_lists(ranks), ks=(k,), num_candidates=0).means()
         names = {f"hit_rate@{k}": f"Hit@{k}", f"ndcg@{k}": f"NDCG@{k}", f"recall@{k}": f"Recall@{k}"}

@@ -122,7 +122,8 @@ def test_model_survives_its_files(fitted: tuple[str, Model], tmp_path: Path) -> 
     folded, expected = again.fold_in(history), model.fold_in(history)
     assert folded is not None
     assert expected is not None
-    assert np.array_equal(again.scores(folded), model.scores(expected))
+    # not the same bits: an array that is mapped begins elsewhere in a cache line, which changes the order of a sum
+    np.testing.assert_allclose(again.scores(folded), model.scores(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_folding_in_a_trained_users_history_gives_that_user(fitted: tuple[str, Model], prepared: PreparedSet) -> None:

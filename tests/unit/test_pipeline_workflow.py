@@ -34,10 +34,10 @@ class Killed(BaseException):
 
 
 class FitTrainer:
-    """Fits models in this process; may be killed once its run has been started."""
+    """Fits models in this process; may be killed once its run, or that of the refit, has been started."""
 
-    def __init__(self, *, is_killed: bool = False) -> None:
-        self.is_killed = is_killed
+    def __init__(self, *, is_killed: bool = False, is_refit_killed: bool = False) -> None:
+        self.is_killed, self.is_refit_killed = is_killed, is_refit_killed
         self.resumed: list[bool] = []
 
     def train(
@@ -58,12 +58,18 @@ class FitTrainer:
         cluster: ClusterRecipe,
         executor: Executor,
         *,
+        resume: bool,
         report: Reporter,
     ) -> TrainResult:
         assert cluster == ClusterRecipe()
         recipe = Run.open(finished).manifest.recipe
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"refit": True})})
-        return fit(PreparedSet.open(data), output, recipe, executor, report=report)
+        prepared = PreparedSet.open(data)
+        self.resumed.append(resume)
+        if self.is_refit_killed:
+            start_run(output, start_of(prepared, recipe))
+            raise Killed
+        return fit(prepared, output, recipe, executor, resume=resume, report=report)
 
 
 Go = Callable[..., PipelineResult]
@@ -195,6 +201,16 @@ def test_a_refit_is_published_and_the_model_before_it_evaluated(go: Go, tmp_path
     assert Run.open(result.run).manifest.refit
     assert Registry(tmp_path / "registry").open().manifest.refit
     assert set(statuses(go({**GOOD, "train": {"refit": True}})).values()) == {"skipped"}
+
+
+def test_a_killed_refit_is_resumed(go: Go) -> None:
+    recipe = {**GOOD, "train": {"refit": True}}
+    with pytest.raises(Killed):
+        go(recipe, FitTrainer(is_refit_killed=True))
+    trainer = FitTrainer()
+    ran = statuses(go(recipe, trainer))
+    assert ran == everything("skipped") | {"refit": "resumed", "publish": "ran"}
+    assert trainer.resumed == [True]
 
 
 def test_two_pipelines_do_not_share_an_output(go: Go, tmp_path: Path) -> None:

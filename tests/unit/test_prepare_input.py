@@ -146,18 +146,18 @@ def test_drop_rules_name_the_first_reason(tmp_path: Path) -> None:
     rules = [
         {"reason": "cancelled", "column": "invoice", "matches": "^C"},
         {"reason": "free", "column": "price", "at_most": 0},
-        {"reason": "no_place", "column": "place", "is_null": True},
+        {"reason": "no_country", "column": "country", "is_null": True},
         {"reason": "not_a_product", "column": "code", "not_matches": "^[0-9]"},
     ]
     log = write_parquet(
         tmp_path / "log.parquet",
         invoice=[["C1", "C2", "3", "4", "5"][min(i, 4)] for i in range(len(ROWS))],
         price=[[0.0, 1.0, 0.0, 1.0, 1.0][min(i, 4)] for i in range(len(ROWS))],
-        place=[None if i == 3 else "x" for i in range(len(ROWS))],
+        country=[None if i == 3 else "x" for i in range(len(ROWS))],
         code=["POST" if i == 4 else "85048" for i in range(len(ROWS))],
     )
     manifest = prepare([str(log)], tmp_path / "out", recipe_of(input={"drop": rules}), EXECUTOR)
-    assert manifest.rows_dropped == {"cancelled": 2, "free": 1, "no_place": 1, "not_a_product": 1}
+    assert manifest.rows_dropped == {"cancelled": 2, "free": 1, "no_country": 1, "not_a_product": 1}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ray_recsys.core.workflows.trained_model import TrainedModel
 from ray_recsys.errors import ArtifactError, ConflictError, IntegrityError, RegistryError
 from ray_recsys.serving.bundles import usable_version
 from ray_recsys.storage.cache import DIRECTORY
-from ray_recsys.storage.files import is_file, list_tree, read_bytes, read_text, write_bytes
+from ray_recsys.storage.files import delete_file, is_file, list_tree, read_bytes, read_text, write_bytes
 from ray_recsys.storage.location import Location
 from tests.bundles import make_bundle, publish_bundle
 from tests.factories import make_prepared_set, write_log
@@ -168,6 +168,10 @@ def test_lists_in_a_bucket_end_with_a_mark(log: str, bucket: Location) -> None:
     published = publish(bucket / "run", bucket / "set", bucket / "registry", RECIPE.bundle, EXECUTOR)
     result = recommend(published.path, bucket / "lists", EXECUTOR, num_candidates=20)
     assert result.num_users == 60
-    assert list_tree(bucket / "lists") == ["_SUCCESS", "part-00000.parquet"]
-    with pytest.raises(ArtifactError, match="exists already"):
-        recommend(published.path, bucket / "lists", EXECUTOR, num_candidates=20)
+    assert list_tree(bucket / "lists") == ["_SUCCESS", "_job.json", "part-00000.parquet"]
+    delete_file(bucket / "lists" / "_SUCCESS")
+    again = recommend(published.path, bucket / "lists", EXECUTOR, num_candidates=20)
+    assert (again.num_parts, again.num_kept_parts) == (1, 1)
+    assert is_file(bucket / "lists" / "_SUCCESS")
+    with pytest.raises(ArtifactError, match=r"another job \(num_candidates: 20, now 30\)"):
+        recommend(published.path, bucket / "lists", EXECUTOR, num_candidates=30)

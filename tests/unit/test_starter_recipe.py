@@ -1,6 +1,7 @@
 """A first recipe for logs as they come: its guesses are right, commented, and prepare takes it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,16 @@ def test_every_key_of_every_section_is_explained() -> None:
         explain("train.learningrate", recipe)
     with pytest.raises(RecipeError, match=r"did you mean train\.batch_size"):
         explain("batch_size", recipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("train.learning_rat", r"did you mean train\.learning_rate"),
+        ("shrinkage", "lists all keys"),  # of another model than the recipe's
+        ("test_fraction", r"did you mean .*split\.test_fraction"),
+    ],
+)
+def test_a_key_that_no_recipe_has_is_refused(key: str, remedy: str) -> None:
+    with pytest.raises(RecipeError, match=rf"'{re.escape(key)}' is no key of a recipe; .*{remedy}"):
+        explain(key, Recipe())

@@ -1,7 +1,9 @@
 """The synthetic log has the size, the dirt, the popularity law and the latent structure that it promises."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from ray_recsys.core.executor import SerialExecutor
 from ray_recsys.datasets.synthetic import (
     BAD_TIME_S,
     ITEM_SHIFT,
@@ -18,8 +21,12 @@ from ray_recsys.datasets.synthetic import (
     synthetic_block,
     user_tastes,
     write_block,
+    write_synthetic,
     zipf_ranks,
 )
+from ray_recsys.errors import StageError
+
+Result = TypeVar("Result")
 
 LOG = SyntheticLog(num_interactions=40_001, num_users=2_000, num_items=1_600, num_files=4, dirty_share=0.1, seed=7)
 
@@ -111,3 +118,16 @@ def test_tiny_catalogues_keep_ids_in_range(num_users: int, num_items: int) -> No
     table = synthetic_block(SyntheticLog(500, num_users, num_items, 1), 0)
     assert set(table["user_id"].to_pylist()) <= {f"u{n}" for n in range(num_users)}
     assert set(table["item_id"].to_pylist()) <= {f"i{n}" for n in range(num_items)}
+
+
+class LosesATask(SerialExecutor):
+    """Yields nothing for the last task."""
+
+    def map(self, task: Callable[[int], Result], num_tasks: int, *, stage: str) -> Iterator[Result]:
+        yield from super().map(task, num_tasks - 1, stage=stage)
+
+
+def test_a_log_that_lacks_rows_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="log: 600 rows were written instead of 900"):
+        write_synthetic(tmp_path / "log", LosesATask(), num_interactions=900, num_users=30, num_items=20, num_files=3)
+    assert list(tmp_path.iterdir()) == []

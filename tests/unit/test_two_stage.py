@@ -8,6 +8,7 @@ import pytest
 
 from ray_recsys.config import EvaluateRecipe
 from ray_recsys.core.evaluation.two_stage import TwoStageResult, two_stage_sums
+from ray_recsys.core.models.contract import DenseFactors, UserFactors
 from ray_recsys.core.recommending.candidate_index import CandidateIndex
 from tests.bundles import random_model
 from tests.factories import make_prepared_set
@@ -32,9 +33,14 @@ def test_the_curve_equals_index_and_rerank_of_each_user(tmp_path: Path) -> None:
     assert space is not None
     index = CandidateIndex(space.item_vectors)
 
+    def query_of(factors: UserFactors) -> np.ndarray:
+        assert isinstance(factors, DenseFactors)
+        query: np.ndarray = factors.values[0]
+        return query
+
     def gain(items: np.ndarray, own: int) -> float:
-        place = items.tolist().index(own) if own in items else 10
-        return 1 / math.log2(place + 2) if place < 10 else 0.0
+        position = items.tolist().index(own) if own in items else 10
+        return 1 / math.log2(position + 2) if position < 10 else 0.0
 
     for point in result.points:
         found, both, alone = [], [], []
@@ -47,7 +53,9 @@ def test_the_curve_equals_index_and_rerank_of_each_user(tmp_path: Path) -> None:
             found.append(own in candidates)
             order = np.argsort(-model.scores(factors, candidates[None])[0], kind="stable")
             both.append(gain(candidates[order], own))
-            alone.append(gain(index.search(factors, 40, seen), own))
+            everything = index.search(factors, 40, seen)
+            recall_scores = space.item_vectors[everything] @ query_of(factors)[: space.query_width]
+            alone.append(gain(everything[np.argsort(-recall_scores, kind="stable")], own))
         assert point.candidate_recall == pytest.approx(np.mean(found))
         assert point.ndcg == pytest.approx(np.mean(both), abs=1e-6)
         assert point.gain == pytest.approx(np.mean(np.subtract(both, alone)), abs=1e-6)

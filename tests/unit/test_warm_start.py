@@ -83,8 +83,8 @@ def old_indices(old: PreparedSet, new: PreparedSet) -> tuple[Any, Any]:
     """Returns the old index of each new user and each new item, -1 for none: by a plain dictionary."""
     found = []
     for before, after in zip(ids(old), ids(new), strict=True):
-        place = {name: idx for idx, name in enumerate(before)}
-        found.append(np.array([place.get(name, -1) for name in after]))
+        idx_before = {name: idx for idx, name in enumerate(before)}
+        found.append(np.array([idx_before.get(name, -1) for name in after]))
     return found[0], found[1]
 
 
@@ -159,7 +159,7 @@ def test_a_bundle_of_other_ids_is_refused(old: PreparedSet, tmp_path: Path) -> N
     recipe = recipe_of("mf")
     write_bundle(tmp_path / "bundle", old, recipe)
     others = make_prepared_set(tmp_path / "others", first_id=1000)
-    with pytest.raises(ArtifactError, match="knows none of the users and items"):
+    with pytest.raises(ArtifactError, match="has none of the users and items"):
         warm_start(build(others, recipe), tmp_path / "bundle", others)
     assert Vocabulary.open(tmp_path / "bundle/users.arrow").find("user-00001") is not None
 

@@ -1,4 +1,4 @@
-"""Baselines that models are shown beside: Random, and the mean rating beside models of ratings.
+"""Baselines: Random, and the mean rating for models that predict ratings.
 
 The third baseline, Popularity, is `core.models.popularity`.
 

@@ -121,9 +121,9 @@ class CandidateLists:
     def _evaluate(self, scorer: Scorer, lists: Int64s, recipe: EvaluateRecipe, seed: int) -> MetricSums:
         lengths = self.offsets[lists + 1] - self.offsets[lists]
         columns = np.arange(int(lengths.max()))
-        is_there = columns < lengths[:, None]
-        positions = np.where(is_there, self.offsets[lists][:, None] + columns, self.offsets[lists][:, None])
-        has_score = is_there & self.is_known[positions] & self.users.is_known[lists][:, None]
+        is_candidate = columns < lengths[:, None]
+        positions = np.where(is_candidate, self.offsets[lists][:, None] + columns, self.offsets[lists][:, None])
+        has_score = is_candidate & self.is_known[positions] & self.users.is_known[lists][:, None]
         scores = np.full(positions.shape, -np.inf, np.float32)
         scored = np.flatnonzero(has_score.any(axis=1))
         user_idx = np.where(self.users.is_known, self.users.idx, 0)[lists]
@@ -131,7 +131,7 @@ class CandidateLists:
             found = scorer.scores(scorer.users(user_idx[scored]), self.item_idx[positions[scored]])
             check_finite(found, user_idx[scored])
             scores[scored] = np.where(has_score[scored], found, -np.inf)
-        rows, own = np.nonzero(is_there & self.is_held_out[positions])
+        rows, own = np.nonzero(is_candidate & self.is_held_out[positions])
         ranks = ranks_of(scores[rows], own, TieOrder(seed, user_idx[rows], self.item_idx[positions[rows]]))
         ranks = np.where(has_score[rows, own], ranks, lengths[rows])
         return MetricSums.of(

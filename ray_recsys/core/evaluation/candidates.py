@@ -1,4 +1,4 @@
-"""Which users are evaluated, and among which items their held-out ones are ranked.
+"""The evaluated users, and the candidates among which their held-out items are ranked.
 
 Both are functions of indices and the seed alone: a sample of users and the items drawn for the sampled protocol are the
 same in every process and for every model.

@@ -1,8 +1,8 @@
-"""A comparison of recipes: cells, each a recipe trained with one seed, and what they say together.
+"""A comparison of recipes: cells, each a recipe trained with one seed, and their summary.
 
 A recipe's value for a user is the mean over its seeds, and its metric the mean over users. Intervals are those of the
-paired bootstrap over users (see `bootstrap`): they tell what other users would have changed, not other seeds, whose
-spread stands beside them.
+paired bootstrap over users (see `bootstrap`): they measure the variation over users, not over seeds, whose
+spread is reported separately.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ray_recsys.core.evaluation.two_stage import TwoStageResult
 
 
 class Terms(BaseModel):
-    """What all cells of a comparison share; a cell measured under other terms is measured again."""
+    """Settings that all cells of a comparison share; a cell measured under other settings is measured again."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class CurvePoint(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a trained model costs."""
+    """Cost of a trained model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -100,7 +100,7 @@ class RecipeResult(BaseModel):
     deviations: dict[str, float]
     """Standard deviation of each metric over the seeds; 0 for one."""
     others: dict[str, float]
-    """Metrics without an interval: RMSE and MAE, and those of what is recommended; mean over the seeds."""
+    """Metrics without an interval (RMSE, MAE and those of the recommended items): mean over the seeds."""
     cost: Cost
     """Mean over the seeds."""
     by_activity: tuple[BucketMetrics, ...]
@@ -155,7 +155,7 @@ class Difference(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The recipes beside each other and beside the baselines."""
+    """The recipes and the baselines, compared."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""What a model recommends, as counts of items over users' top-K lists, and the metrics of those counts.
+"""Exposure: how often each item is in users' top-K lists, and the metrics of these counts.
 
 The counts are whole numbers, so that those of disjoint users add up exactly. I items, K the length of a list.
 """
@@ -105,15 +105,15 @@ def gini(counts: Int64s, num_items: int) -> float:
     """Returns the Gini coefficient of the recommendations over all items: 0 if all are shown equally often.
 
     Source: Shani, Gunawardana: Evaluating recommendation systems, in: Recommender Systems Handbook, 2011, section
-        8.3.3, with n items instead of n - 1 in the denominator. Counts 3, 1, 0, 0, in ascending order at places 1 to 4:
+        8.3.3, with n items instead of n - 1 in the denominator. Counts 3, 1, 0, 0, in ascending order at ranks 1 to 4:
         2 x (3 x 1 + 4 x 3) / (4 x 4) - 5 / 4 = 0.625.
     """
     shown = np.sort(counts[counts > 0])
     if not len(shown):
         return 0.0
     # Items that are in no list come first, and add nothing to the sum.
-    places = np.arange(num_items - len(shown) + 1, num_items + 1)
-    return 2 * int(places @ shown) / (num_items * int(shown.sum())) - (num_items + 1) / num_items
+    positions = np.arange(num_items - len(shown) + 1, num_items + 1)
+    return 2 * int(positions @ shown) / (num_items * int(shown.sum())) - (num_items + 1) / num_items
 
 
 def novelty(counts: Int64s, training_counts: Int64s, num_users: int) -> float:
@@ -133,7 +133,7 @@ def popularity_lift(counts: Int64s, training_counts: Int64s, profile_popularity:
 
     Source: Abdollahpouri et al.: The connection between popularity bias, calibration, and fairness in recommendation,
         RecSys 2020, section 3.2, for one group of all users. Items of training counts 4 and 1, shown three times and
-        once, beside profiles of mean popularity 2: (13/4 - 2) / 2 = 0.625.
+        once, for profiles of mean popularity 2: (13/4 - 2) / 2 = 0.625.
     """
     recommended = float((training_counts.astype(np.float64) * counts).sum() / counts.sum())
     return recommended / profile_popularity - 1.0

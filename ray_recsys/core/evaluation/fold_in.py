@@ -1,4 +1,4 @@
-"""A model's scores for users whom it knows from their histories alone, as a request gives them."""
+"""A model's scores for users who are folded in from their histories, as in a request."""
 
 import numpy as np
 

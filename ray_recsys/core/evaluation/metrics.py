@@ -17,7 +17,7 @@ from ray_recsys.core.arrays import Bools, Float64s, Int64s
 
 @dataclass(frozen=True, slots=True)
 class RankedLists:
-    """Where the held-out items stand in L ranked lists.
+    """Ranks of the held-out items in L ranked lists.
 
     Attributes:
         ranks: int64[R], from 1.

@@ -24,7 +24,7 @@ from ray_recsys.core.sampling.excluded import ExcludedItems
 
 
 def protocol_label(recipe: EvaluateRecipe) -> str:
-    """Returns the protocol as it is written beside a metric: `full`, or e.g. `sampled-99`."""
+    """Returns the protocol's label: `full`, or e.g. `sampled-99`."""
     return "full" if recipe.protocol == "full" else f"sampled-{recipe.num_sampled}"
 
 

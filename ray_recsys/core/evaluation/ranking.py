@@ -5,7 +5,7 @@ a function of (seed, user, item) alone. So a tie counts against the held-out ite
 column in an array does not matter, and a constant scorer gets Hit@K = K / candidates in the mean, as Random does:
 never 1, and not 0 either, which would make it look worse than it is. R lists, C candidates.
 
-Source: for the trap of ties, Rendle et al.: Neural collaborative filtering vs. matrix factorization revisited, RecSys
+Source: for the bias from ties, Rendle et al.: Neural collaborative filtering vs. matrix factorization revisited, RecSys
     2020, and the published evaluation code that ranks the positive first; for random order as the fair one, McSherry,
     Najork: Computing information retrieval performance measures efficiently in the presence of tied scores, ECIR 2008.
 """

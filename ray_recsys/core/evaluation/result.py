@@ -1,4 +1,4 @@
-"""What `evaluate` returns: the metrics of each model, in all and by bucket, on the same users and candidates."""
+"""The result of `evaluate`: each model's metrics, overall and by bucket, on the same users and candidates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -40,7 +40,7 @@ class BucketMetrics(BaseModel):
 
 
 class ModelMetrics(BaseModel):
-    """One model's metrics; those over users have a standard error, those of what is recommended have none."""
+    """One model's metrics; means over users have a standard error, metrics of the recommended items have none."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Everything that `evaluate` measures of one model, as sums over users: in all, by bucket, and what it recommends.
+"""All measurements of one model as sums over users: overall, by bucket, and exposure of items.
 
 User buckets are by activity (training interactions of the user), item buckets by popularity (training interactions of
 the held-out item, each held-out item counting alone). Bounds are quartiles, over users and over items.
@@ -83,7 +83,7 @@ def popularity_buckets(item_counts: Int64s) -> Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What sums are relative to: the catalogue's training counts, int64[I], and the buckets."""
+    """Context of the sums: the catalogue's training counts, int64[I], and the buckets."""
 
     item_counts: Int64s
     activity: Buckets

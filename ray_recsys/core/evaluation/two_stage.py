@@ -1,4 +1,4 @@
-"""What recall with N candidates costs: recall(N) → rerank beside reranking the whole catalogue, for many N at once.
+"""Loss of recall with N candidates: recall(N) → rerank against reranking the whole catalogue, for many N at once.
 
 The candidates of a user are the first N of the recall order, as `CandidateIndex` returns them: unseen items by
 descending inner product, ties by item_idx. Rerank orders them as it orders the catalogue, without the other items.
@@ -131,19 +131,19 @@ def _values(
         values[batch.seen_rows, batch.seen_items] = -np.inf
     candidates = top_k(recall_scores, min(num_candidates[-1], batch.num_items))[rows]
     is_own = candidates == items[:, None]
-    place = np.where(is_own.any(axis=1), is_own.argmax(axis=1), _NOT_FOUND)
+    position = np.where(is_own.any(axis=1), is_own.argmax(axis=1), _NOT_FOUND)
     num_before = np.cumsum(_is_before(scores, candidates, batch, seed), axis=1)
 
     def ndcg_of(ranks: Int64s) -> Float64s:
         return ndcg(RankedLists(ranks, rows, np.arange(len(batch.user_idx))), _K)
 
-    alone = ndcg_of(place + 1)
+    alone = ndcg_of(position + 1)
     yield "recall", alone
     yield "full", ndcg_of(ranks_by_user(scores, rows, items, batch.user_idx, seed))
-    recalled = RankedLists(place + 1, rows, np.arange(len(batch.user_idx)))
+    recalled = RankedLists(position + 1, rows, np.arange(len(batch.user_idx)))
     for n in num_candidates:
         last = min(n, candidates.shape[1]) - 1
-        both = ndcg_of(np.where(place <= last, 1 + num_before[:, last], _NOT_FOUND))
+        both = ndcg_of(np.where(position <= last, 1 + num_before[:, last], _NOT_FOUND))
         yield f"candidate_recall@{n}", recall(recalled, n)
         yield f"ndcg@{n}", both
         yield f"gain@{n}", both - alone

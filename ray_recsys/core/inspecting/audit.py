@@ -66,7 +66,7 @@ class PartitionAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditedItems:
-    """What the checks of every partition need to know about the items."""
+    """Item data for the checks of every partition."""
 
     rank: Int64s
     """Rank of each item index in the order of ids, int64[I]."""
@@ -83,7 +83,7 @@ class AuditedItems:
 
 
 def audit(data: LocationLike, executor: Executor, *, report: Reporter = silent) -> AuditReport:
-    """Returns what is wrong with a prepared set.
+    """Returns the faults of a prepared set.
 
     Raises:
         ArtifactError: There is no prepared set of this schema version; damage is a finding, not an error.

@@ -26,7 +26,7 @@ class Finding(BaseModel):
 
 
 class AuditReport(BaseModel):
-    """What was checked and what was found; the audit passes if there are no findings."""
+    """Scope and findings of an audit, which passes if there are no findings."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -29,7 +29,7 @@ class _Frozen(BaseModel):
 
 
 class Spread(_Frozen):
-    """How unevenly interactions are spread over users, or over items."""
+    """Distribution of interactions over users, or over items."""
 
     mean: float
     quantiles: dict[str, int]

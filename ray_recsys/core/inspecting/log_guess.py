@@ -1,4 +1,4 @@
-"""Which columns of a log hold users, items, times and ratings: guessed from names, then types and values."""
+"""Guesses which columns of a log hold users, items, times and ratings, from names, then types and values."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class LogGuess:
-    """What the columns of a log are for."""
+    """The roles of a log's columns."""
 
     user: Guess
     item: Guess
@@ -51,7 +51,7 @@ class LogGuess:
 
 
 def guess_columns(sample: LogSample, *, user: str | None = None, item: str | None = None) -> LogGuess:
-    """Returns what the columns are for.
+    """Returns the roles of the columns.
 
     Args:
         sample: The first rows.

@@ -1,4 +1,4 @@
-"""The first rows of a log that nobody has described: how the file is written, and what its columns hold."""
+"""The first rows of an undescribed log: its file format, and the content of its columns."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The model contract: what evaluation, publishing, recommending, scoring and serving need of a model.
+"""The model contract for evaluation, publishing, recommending, scoring and serving.
 
 Two kinds of model files fulfil it. A `GradientModel` is trained by Ray Train and exports a `Model`; a `Fit` function
 computes one in closed form. `registry` lists them by the name that a recipe gives.
@@ -61,7 +61,7 @@ class SparseFactors:
 
 
 UserFactors = DenseFactors | SparseFactors
-"""A model's knowledge of B users: small, picklable, and all that its scores need besides the items."""
+"""A model's representation of B users: small, picklable, and sufficient to score any items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class RecallSpace:
 
 
 class Scorer(Protocol):
-    """What evaluation needs: scores of users' items, in two steps so that a user's share is computed once."""
+    """Scores users' items in two steps, so that a user's factors are computed once."""
 
     def users(self, user_idx: Int64s) -> UserFactors:
         """Returns the factors of trained users.
@@ -126,7 +126,7 @@ class Model(Scorer, Protocol):
 
         Args:
             history: Items of the user, oldest first; at least one.
-            user_idx: A trained user, whose history has grown since; None: nobody that was trained.
+            user_idx: A trained user, whose history has grown since; None: a new user.
         """
         ...
 
@@ -175,7 +175,12 @@ class TensorBatch:
     """Positives of this step over all workers."""
     recent: Tensor | None = None
     """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer. None: the model
-    does not want them."""
+    does not use them."""
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of this worker, B x C."""
+        return self.item_idx.numel()
 
 
 USERS = "user_idx"
@@ -186,7 +191,7 @@ class GradientModel(nn.Module, ABC):
     """A model in training: a module whose forward pass is its loss, so that DDP can wrap it."""
 
     user_tables: ClassVar[tuple[str, ...]]
-    """Names in the state dict of the parameters that have a row for each user."""
+    """State dict names of the parameters with a row per user."""
     item_tables: ClassVar[tuple[str, ...]]
     """Likewise for each item; all other parameters do not depend on the data's users and items."""
     batch_tables: ClassVar[Mapping[str, tuple[str, ...]]] = {}

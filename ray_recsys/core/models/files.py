@@ -1,6 +1,6 @@
-"""A model as two files: `model.json` (its name and what rebuilds it) and `model.safetensors` (arrays). No pickle.
+"""A model as two files: `model.json` (its name and constructor arguments) and `model.safetensors` (arrays). No pickle.
 
-What several workers have trained has the arrays with a row per user beside these, as `user_parts`.
+Models trained by several workers keep their arrays with a row per user in separate files, `user_parts`.
 
 Digests are kept by the artefact that holds the files.
 """
@@ -43,7 +43,7 @@ def save_model_part(
         header: Of this worker's model.
         arrays: Likewise.
         user_arrays: Names of the arrays with a row per user.
-        users: Those of this worker; the one that has user 0 writes the other arrays too.
+        users: Those of this worker; the worker with user 0 also writes the other arrays.
         num_users: Of all workers.
     """
     of_users = {name: values for name, values in arrays.items() if name in user_arrays}
@@ -55,7 +55,7 @@ def save_model_part(
 
 
 def read_model_header(directory: Path) -> dict[str, Any]:
-    """Returns what `model.json` says.
+    """Returns the content of `model.json`.
 
     Raises:
         IntegrityError: It is missing or damaged.
@@ -71,7 +71,7 @@ def read_model_header(directory: Path) -> dict[str, Any]:
 
 
 def read_model_arrays(directory: Path) -> dict[str, npt.NDArray[Any]]:
-    """Returns the arrays of `model.safetensors`, mapped into memory: processes share what none of them changes.
+    """Returns the arrays of `model.safetensors`, mapped into memory: processes share the unmodified pages.
 
     Raises:
         IntegrityError: It is missing or damaged.

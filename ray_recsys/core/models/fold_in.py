@@ -19,7 +19,7 @@ import numpy as np
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s
 
 NUM_STEPS = 3
-PRIOR_PRECISION = 1.0  # weight of the prior beside the loss summed over positives; chosen on ML-100K's validation
+PRIOR_PRECISION = 1.0  # weight of the prior relative to the loss summed over positives; chosen on ML-100K's validation
 NEGATIVES_PER_POSITIVE = 4.0  # total weight of negatives, as in training
 MAX_NEGATIVES = 1500
 MAX_HISTORY = 500  # the latest count; the time of a fold-in is bounded

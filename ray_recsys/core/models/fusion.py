@@ -1,8 +1,8 @@
-"""NeuMF from branches that were trained by themselves: their recipes, and the fusion of what they learned.
+"""NeuMF from pre-trained branches: their recipes, and the fusion of their weights.
 
 The fused logit starts as alpha x GMF + (1 - alpha) x MLP, biases included; a branch that is trained first alone enters
 whole, and the other one starts from scratch. What neither branch has (the table of recent items) keeps its initial
-weights. The fused model is then trained as the recipe says; the paper goes on with SGD, here it is Adam.
+weights. The fused model is then trained as the recipe says; the paper continues with SGD, here it is Adam.
 
 Source: He et al.: Neural Collaborative Filtering, WWW 2017, section 3.4.1, equation 13.
 """
@@ -39,7 +39,7 @@ def branch_recipes(recipe: Recipe) -> dict[Branch, Recipe]:
 
 
 def _branch_model(model: NeuMFRecipe, branch: Branch, pretrain: PretrainRecipe) -> MFRecipe | GMFRecipe | MLPRecipe:
-    """Returns the branch as a model by itself: its widths and initial weights are NeuMF's."""
+    """Returns the branch as a standalone model: its widths and initial weights are NeuMF's."""
     if branch == "gmf":
         factorisation = MFRecipe if pretrain.gmf_model == "mf" else GMFRecipe
         return factorisation(embedding_dim=model.gmf_dim, init_std=model.init_std)

@@ -1,6 +1,6 @@
 """Rows of embedding tables for many indices at once, with a fast backward pass on the CPU.
 
-Torch's own backward adds one gradient row after the other; here indices are sorted once and each table row's gradients
+Torch's own backward adds gradient rows one by one; here indices are sorted once and each table row's gradients
 are summed as a segment. The order of additions is the same, so are the bits. Shapes: R rows of a table, W its width,
 B positives, L indices of each, K weightings.
 """

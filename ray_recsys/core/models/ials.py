@@ -133,13 +133,13 @@ class Side:
 
     def _solve(self, rows: SparseFactors, padded: int) -> Float32s:
         """Returns the vectors of rows of at most `padded` interactions."""
-        # Every matrix of the stack is multiplied and solved by itself, with a shape that follows from its own row.
+        # Every matrix of the stack is multiplied and solved separately, with a shape that follows from its own row.
         lengths, width = np.diff(rows.offsets), self.vectors.shape[1]
-        is_there = np.arange(padded) < lengths[:, None]
+        is_entry = np.arange(padded) < lengths[:, None]
         vectors_BLD = np.zeros((len(rows), padded, width), np.float32)
-        vectors_BLD[is_there] = self.vectors[rows.idx]
+        vectors_BLD[is_entry] = self.vectors[rows.idx]
         weights_BL = np.zeros((len(rows), padded), np.float32)
-        weights_BL[is_there] = rows.weights
+        weights_BL[is_entry] = rows.weights
         weighted_BDL = (vectors_BLD * weights_BL[:, :, None]).transpose(0, 2, 1)
         left_BDD = np.matmul(weighted_BDL, vectors_BLD)
         left_BDD += np.float32(self.recipe.unobserved_weight) * self.gram

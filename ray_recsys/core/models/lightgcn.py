@@ -7,7 +7,7 @@ the global batch.
 A user's propagated embedding is a share of the user's own layer-0 row plus what the items of the history send,
     e_u = p_u / (K + 1) + sum_{i in history} m_i / sqrt(d_u)    m_i = sum_{k < K} q_i^(k) / ((K + 1) sqrt(d_i)),
 so that folding in a history is one sum: exact for a trained user whose history has not changed. The items are left as
-they are; somebody who was not trained gets the mean user's own row.
+they are; a new user gets the mean user's own row.
 
 When to use: large sparse logs of pairs without order, with many epochs to spend: every step propagates the whole graph.
 

@@ -8,7 +8,7 @@ With `recent_items`, the user's latest L items before the one to be predicted ad
 weighted means of rows of one more item table, r_k = sum_l 2^(-l / half_life_k) S[item_l] / sum_l 2^(-l / half_life_k):
     GMF vector of the user  p_u + sum_k gate_k * r_k
     user half of layer 1    W_u·u + b + W_r·[r_1; ..; r_K]
-(the sum of embeddings is FISM's, the user's own vector beside it SVD++'s; fixed weights instead of learned ones).
+(the sum of embeddings is FISM's, in addition to the user's own vector SVD++'s; fixed weights instead of learned ones).
 
 Loss, as a sum over this worker's pairs divided by the pairs of the global batch:
     implicit  BCE with logits, a positive's term times its weight (negatives weigh 1)
@@ -209,7 +209,7 @@ class NeuMF(GradientModel):
 
 
 class RecentItems(nn.Module):
-    """What the recent items of users add to their vectors.
+    """Contribution of users' recent items to their vectors.
 
     Args:
         num_items: I.

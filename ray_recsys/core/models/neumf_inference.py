@@ -5,8 +5,8 @@ layer, and the user's bias. An item's are one row as well: GMF embedding, bias, 
 candidate is one gather. The inner product of the first D + 1 columns is GMF product + item bias, which recall searches.
 
 A trained user's recent items are the latest of the training, which the model carries. Folding in a history takes its
-recent items, and the user's own embedding, the mean user's for nobody that was trained; without recent items it fits
-the embeddings and the bias (see `fold_in`).
+recent items, and the user's own embedding, or the mean user's for a new user; without recent items it fits the
+embeddings and the bias (see `fold_in`).
 
 Shapes: B users, C candidates, I items, D embedding width, H1 first hidden width, P = 2 D + 1 parameters of a user.
 """
@@ -29,12 +29,13 @@ from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
 if TYPE_CHECKING:
     from ray_recsys.core.models.neumf import NeuMF
 
-# Rows of a block are so many that its first hidden layer stays in the cache: 2 MB of float32.
+# A block's first hidden layer must fit the cache: 2 MB of float32.
 _BLOCK_VALUES = 512 * 1024
+_LIST_ROWS = 1600  # of a block of candidates of many users, likewise
 _CATALOGUE_ROWS = 1024  # items of a block where many users are scored: the fastest of 256 to 3,706 (0.5 MB of layer 1)
 LATEST_ITEMS = "latest_items"
 ITEM_ROWS = "item_rows"
-"""Arrays of the model's file that are no weights; the rows are there so that processes share them."""
+"""Arrays of the model's file that are not weights; the rows are stored so that processes share them."""
 _SHORT_LIST = 4  # candidates up to which users are scored together
 
 
@@ -54,10 +55,23 @@ class TrainedNeuMF:
         self._width = network.recipe.gmf_dim
         self._items = _item_rows(network) if item_rows is None else item_rows
         self._block = max(1, _BLOCK_VALUES // network.recipe.mlp_layers[0])
+        self._user_tables = _user_tables(network)
 
-    @torch.inference_mode()
     def users(self, user_idx: Int64s) -> UserFactors:
         """Returns the factors of trained users, float32[B, D + H1 + 2]."""
+        if self._user_tables is None:
+            return DenseFactors(self._users_of_network(user_idx))
+        gmf, mlp, bias = (table[user_idx] for table in self._user_tables)
+        weight, constant = self._user_layer
+        factors = np.empty((len(gmf), self._width + len(constant) + 2), np.float32)
+        np.multiply(gmf, self._gmf_output, out=factors[:, : self._width])
+        factors[:, self._width] = 1
+        np.add(mlp @ weight, constant, out=factors[:, self._width + 1 : -1])
+        factors[:, -1] = bias + self._global_bias
+        return DenseFactors(factors)
+
+    @torch.inference_mode()
+    def _users_of_network(self, user_idx: Int64s) -> Float32s:
         network = self._network
         idx = torch.from_numpy(np.ascontiguousarray(user_idx, np.int64)).to(network.user_gmf.device)
         recent = None
@@ -65,8 +79,8 @@ class TrainedNeuMF:
             recent = torch.from_numpy(np.asarray(network.latest_items[user_idx])).to(idx.device)
         gmf_BD, hidden_BH = network.user_vectors(idx, recent)
         bias_B1 = (network.user_bias[idx] + network.global_bias).unsqueeze(1)
-        parts = [gmf_BD, torch.ones_like(bias_B1), hidden_BH, bias_B1]
-        return DenseFactors(torch.cat(parts, dim=1).cpu().numpy())
+        factors: Float32s = torch.cat([gmf_BD, torch.ones_like(bias_B1), hidden_BH, bias_B1], dim=1).cpu().numpy()
+        return factors
 
     def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
         """Returns the factors of a user with this history; see the module's docstring."""
@@ -104,74 +118,97 @@ class TrainedNeuMF:
         num_columns = self.num_items if candidates is None else candidates.shape[1]
         if candidates is not None and num_columns <= _SHORT_LIST:
             return self._score_short_lists(factors, candidates)
-        if candidates is None and len(users) > 1 and self._network.norms is None:
-            return self._score_catalogue(factors)
-        if candidates is not None and len(users) > 1 and self._network.norms is None:
-            return self._score_lists(factors, candidates)
+        if len(users) > 1 and self._network.norms is None:
+            return self._score_catalogue(factors) if candidates is None else self._score_lists(factors, candidates)
+        if len(users) == 1 and num_columns <= self._block:
+            items = self._items if candidates is None else self._rows(candidates[0])
+            only: Float32s = self._score(factors[0], items).numpy()[np.newaxis]
+            return only
         scores = torch.empty(len(users), num_columns)
         for row, user in enumerate(factors):
             for start in range(0, num_columns, self._block):
                 block = slice(start, start + self._block)
-                items = self._items[block] if candidates is None else self._items[candidates[row, block]]
+                items = self._items[block] if candidates is None else self._rows(candidates[row, block])
                 scores[row, block] = self._score(user, items)
         array: Float32s = scores.numpy()
         return array
+
+    def _rows(self, item_idx: Tensor) -> Tensor:
+        """Returns the rows of items, [n, W]; indexing the table would take four times as long."""
+        return torch.index_select(self._items, 0, item_idx)
 
     @cached_property
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         """The hidden layers' weights, transposed, and biases."""
         hidden = [layer for layer in self._network.hidden if isinstance(layer, nn.Linear)]
-        return [(layer.weight.T, layer.bias) for layer in hidden]
+        return [(layer.weight.detach().T, layer.bias.detach()) for layer in hidden]
+
+    @cached_property
+    def _mlp_output(self) -> Tensor:
+        return self._network.mlp_output.detach()
 
     def _score(self, user: Tensor, items: Tensor) -> Tensor:
         """Returns the logits of one user with items given by their rows, [C]."""
         query = self._width + 1
-        scores = items[:, :query] @ user[:query]
-        scores += self._head(items[:, query:] + user[query:-1])
-        scores += user[-1]
-        return scores
+        scores = torch.mv(items[:, :query], user[:query])
+        hidden = items[:, query:] + user[query:-1]
+        if self._network.norms is None:
+            hidden.relu_()
+            for weight, bias in self._layers:
+                hidden = torch.addmm(bias, hidden, weight).relu_()
+            scores.addmv_(hidden, self._mlp_output)
+        else:
+            scores += self._network.mlp_head(hidden)
+        return scores.add_(user[-1])
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Returns what the network's `mlp_head` does, [C, H1] → [C], without its modules; overwrites `hidden`."""
-        if self._network.norms is not None:
-            return self._network.mlp_head(hidden)
-        hidden.relu_()
+    def _thresholds(self, users: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns what makes a layer for many users one product and one comparison.
+
+        relu(x + c) = max(x, -c) + c: what a layer adds to every item, c, is one vector per user. So it passes through
+        the layers once per user instead of once per item. One user's logits come from `_score`, so that their bits
+        stay. Dropout is no part of a trained model.
+
+        Returns:
+            -c of each layer, [B, H] each, and what all layers add to a user's logits, [B].
+        """
+        constants = [users[:, self._width + 1 : -1]]
         for weight, bias in self._layers:
-            hidden = torch.addmm(bias, hidden, weight).relu_()
-        return torch.mv(hidden, self._network.mlp_output)
+            constants.append(torch.addmm(bias, constants[-1], weight))
+        return [-constant for constant in constants], users[:, -1] + constants[-1] @ self._mlp_output
 
     def _score_lists(self, users: Tensor, candidates: Tensor) -> Float32s:
-        """Returns the logits of many users with their own items, [B, C]: one product per layer for a block of users."""
+        """Returns the logits of many users with their own items, [B, C]; the layers' outputs reuse their memory."""
         query, num_columns = self._width + 1, candidates.shape[1]
-        scores, num_users = torch.empty(len(users), num_columns), max(1, self._block // num_columns)
+        thresholds, constant = self._thresholds(users)
+        scores, num_users = torch.empty(len(users), num_columns), max(1, _LIST_ROWS // num_columns)
+        widths = self._network.recipe.mlp_layers
+        buffers = [
+            torch.empty(min(num_users, len(users)), num_columns, width) for width in (self._items.shape[1], *widths)
+        ]
         for start in range(0, len(users), num_users):
-            block = users[start : start + num_users]
-            items_BCW = self._items[candidates[start : start + num_users]]
-            part = scores[start : start + num_users]
-            torch.bmm(items_BCW[..., :query], block[:, :query, None], out=part[..., None])
-            hidden = (items_BCW[..., query:] + block[:, None, query:-1]).flatten(0, 1)
-            part += self._head(hidden).view(len(block), num_columns)
-            part += block[:, -1:]
+            block = slice(start, start + num_users)
+            part = scores[block]
+            rows, *outputs = (buffer[: len(part)] for buffer in buffers)
+            torch.index_select(self._items, 0, candidates[block].view(-1), out=rows.view(-1, rows.shape[2]))
+            # a product with a row, which is four times as quick as with a column
+            torch.bmm(users[block, None, :query], rows[..., :query].transpose(1, 2), out=part[:, None])
+            hidden = torch.maximum(rows[..., query:], thresholds[0][block, None], out=outputs[0])
+            for (weight, _), threshold, output in zip(self._layers, thresholds[1:], outputs[1:], strict=True):
+                torch.mm(hidden.flatten(0, 1), weight, out=output.view(-1, output.shape[2]))
+                hidden = torch.maximum(output, threshold[block, None], out=output)
+            part.view(-1).addmv_(hidden.flatten(0, 1), self._mlp_output)
+        scores += constant.unsqueeze(1)
         array: Float32s = scores.numpy()
         return array
 
     def _score_catalogue(self, users: Tensor) -> Float32s:
-        """Returns the logits of many users with the catalogue, [B, I]; the layers' outputs reuse their memory.
-
-        relu(x + c) = max(x, -c) + c: what a layer adds to every item, c, is one vector per user. So it passes through
-        the layers once per user instead of once per item, and a layer is one product and one comparison.
-
-        Dropout is no part of a trained model, and one user's logits come from `_score`, so that their bits stay.
-        """
+        """Returns the logits of many users with the catalogue, [B, I]; the layers' outputs reuse their memory."""
         query, network = self._width + 1, self._network
-        constants, weights = [users[:, query:-1]], []
-        for layer in network.hidden:
-            assert isinstance(layer, nn.Linear)
-            weights.append(layer.weight.T.contiguous())
-            constants.append(torch.addmm(layer.bias, constants[-1], weights[-1]))
+        thresholds, constant = self._thresholds(users)
+        weights = [weight.contiguous() for weight, _ in self._layers]
         scores = users[:, :query] @ self._items[:, :query].T
-        scores += users[:, -1:] + (constants[-1] @ network.mlp_output).unsqueeze(1)
-        thresholds = list(zip(*((-constant).unbind() for constant in constants), strict=True))
+        scores += constant.unsqueeze(1)
+        by_user = list(zip(*(threshold.unbind() for threshold in thresholds), strict=True))
         blocks = (
             torch.split(values, _CATALOGUE_ROWS, dim) for values, dim in ((self._items[:, query:], 0), (scores, 1))
         )
@@ -179,18 +216,18 @@ class TrainedNeuMF:
             first_layer = items.contiguous()
             outputs = [torch.empty(len(items), width) for width in network.recipe.mlp_layers]
             logits = torch.empty(len(items))
-            for row, (first, *others) in zip(block.unbind(), thresholds, strict=True):
+            for row, (first, *others) in zip(block.unbind(), by_user, strict=True):
                 hidden = torch.maximum(first_layer, first, out=outputs[0])
                 for weight, threshold, output in zip(weights, others, outputs[1:], strict=True):
                     hidden = torch.maximum(torch.mm(hidden, weight, out=output), threshold, out=output)
-                row.add_(torch.mv(hidden, network.mlp_output, out=logits))
+                row.add_(torch.mv(hidden, self._mlp_output, out=logits))
         array: Float32s = scores.numpy()
         return array
 
     def _score_short_lists(self, users: Tensor, candidates: Tensor) -> Float32s:
         """Returns the logits of many users with a few items each, [B, C], without a call per user."""
         query = self._width + 1
-        items_BCW = self._items[candidates]
+        items_BCW = self._rows(candidates.view(-1)).view(*candidates.shape, self._items.shape[1])
         scores = (items_BCW[..., :query] * users[:, None, :query]).sum(dim=2)
         scores += self._network.mlp_head(items_BCW[..., query:] + users[:, None, query:-1])
         scores += users[:, -1:]
@@ -229,6 +266,20 @@ class TrainedNeuMF:
         return header, arrays
 
     @cached_property
+    def _user_layer(self) -> tuple[Float32s, Float32s]:
+        """The user half of the first layer, transposed, and its bias."""
+        return self._network.user_half.weight.detach().numpy().T, self._network.user_half.bias.detach().numpy()
+
+    @cached_property
+    def _global_bias(self) -> np.float32:
+        return np.float32(self._network.global_bias.item())
+
+    @cached_property
+    def _gmf_output(self) -> Float32s:
+        output = self._network.gmf_output
+        return np.ones(self._width, np.float32) if output is None else output.detach().numpy()
+
+    @cached_property
     def _fold_in(self) -> "_FoldIn":
         return _FoldIn(self._network)
 
@@ -236,6 +287,14 @@ class TrainedNeuMF:
 @torch.inference_mode()
 def _item_rows(network: "NeuMF") -> Tensor:
     return torch.cat([network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()], dim=1).cpu()
+
+
+def _user_tables(network: "NeuMF") -> tuple[Float32s, Float32s, Float32s] | None:
+    """Returns the tables that a user's factors are made from, if from these alone and on the CPU."""
+    if network.latest_items is not None or network.user_gmf.device.type != "cpu":
+        return None
+    gmf, mlp, bias = (table.detach().numpy() for table in (network.user_gmf, network.user_mlp, network.user_bias))
+    return gmf, mlp, bias
 
 
 class _FoldIn:

@@ -1,6 +1,6 @@
 """Popularity: an item's score is its number of training interactions, recent or all, the same for every user.
 
-When to use: as a baseline, and where nothing is known about users; with a half-life where tastes or catalogue change.
+When to use: as a baseline, and where users are anonymous; with a half-life where tastes or catalogue change.
 
 Shapes: B users, C candidates, I items.
 """

@@ -74,7 +74,7 @@ class Graph:
         return cls(_adjacency(matrix), _adjacency(matrix.T.tocsr()), torch.from_numpy(degrees))
 
     def to(self, device: torch.device) -> Self:
-        """Returns the graph on a device; itself if it is there."""
+        """Returns the graph on a device; itself if it is there already."""
         if self.item_degrees.device == device:
             return self
         return replace(

@@ -1,4 +1,4 @@
-"""Every model by the name that a recipe gives it. A new model is one file and one line here."""
+"""All models by their names in recipes. A new model is one file and one line here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from ray_recsys.errors import IntegrityError, SchemaVersionError
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """How a model is made and read back: it is either built and trained by gradient descent, or fitted."""
+    """Constructors of a model: either built and trained by gradient descent, or fitted; and its loader."""
 
     label: str
-    """Its name in tables and pages."""
+    """Display name."""
     load: Callable[[Header, Arrays], Model]
     build: Build | None = None
     splits_users: bool = False

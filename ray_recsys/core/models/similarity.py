@@ -31,7 +31,7 @@ _BYTES_PER_ENTRY = 48  # of a block: index and product of the sparse result, sim
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Rows that look for similar ones.
+    """Rows whose most similar rows are searched.
 
     Attributes:
         rows: [B, F], non-negative.
@@ -107,7 +107,7 @@ def find_similar(
         rows: [K, F], non-negative.
         recipe: How similarity is computed, and how many are kept.
         executor: Runs the blocks, if there is more than one.
-        queries: [K, F]; what each row looks for in the others, if that is not the row itself.
+        queries: [K, F]; the row to compare with the others, if that is not the row itself.
     """
     comparable = Comparable.of(rows, recipe)
     scaled = Queries.of(rows if queries is None else queries, recipe)

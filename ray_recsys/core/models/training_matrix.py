@@ -12,7 +12,7 @@ from ray_recsys.core.models.contract import SparseFactors
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.errors import ArtifactError
 
-_VANISHING = 2.0**-40  # far below float32's resolution beside the last interaction's weight of 1
+_VANISHING = 2.0**-40  # far below float32's resolution at the last interaction's weight of 1
 
 
 def read_training_matrix(prepared: PreparedSet, *, weight_by_repetition: bool = False) -> SparseFactors:

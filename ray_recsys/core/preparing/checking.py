@@ -155,7 +155,7 @@ class _Reasons:
 
 def _examples(table: pa.Table, rows: Int64s, source: str) -> list[Example]:
     records = table.take(pa.array(rows)).to_pylist() if len(rows) else []
-    return [{**{k: _plain(v) for k, v in record.items()}, "place": source} for record in records]
+    return [{**{k: _plain(v) for k, v in record.items()}, "source": source} for record in records]
 
 
 def _plain(value: Any) -> Any:

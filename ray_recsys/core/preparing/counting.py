@@ -1,4 +1,4 @@
-"""How often each item occurs over all partitions, summed by ranges of item codes, so that no task sees all counts."""
+"""Item counts over all partitions, summed by ranges of item codes, so that no task holds all counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ RANGE_ITEMS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CountSummary:
-    """What the driver is told of a range of counts."""
+    """Summary of a range of counts for the driver."""
 
     num_in_training: int
     num_held_out_only: int

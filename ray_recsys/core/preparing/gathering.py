@@ -71,7 +71,7 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one block has for a partition; its arrays are the block's, not copies."""
+    """A block's rows of a partition; views of the block's arrays."""
 
     block: Block
     item_codes: Int32s | None

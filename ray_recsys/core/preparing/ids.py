@@ -1,4 +1,4 @@
-"""Ids of users and items outside the vocabulary: packed for the way between tasks, hashed, and merged."""
+"""Ids of users and items outside the vocabulary: packed for transfer between tasks, hashed, and merged."""
 
 from dataclasses import dataclass
 from typing import Self

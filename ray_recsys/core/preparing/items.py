@@ -73,7 +73,7 @@ def find_items(items: Sequence[tuple[Handle, ...]], kind: IdKind, exchange: Exch
 
 @dataclass(frozen=True, slots=True)
 class _MergeItems:
-    """Returns how many items a hash partition has; leaves their ids in order, and their ranks for groups of blocks."""
+    """Returns a hash partition's number of items; outputs their sorted ids, and their ranks for groups of blocks."""
 
     kind: IdKind
     group_size: int | None
@@ -100,14 +100,14 @@ class _MergeItems:
 
 
 def _order_parts(_number: int, *parts: PackedIds) -> tuple[int, Sequence[Any]]:
-    """Returns how many items there are; leaves their ids in order, and the rank of each hash partition's items."""
+    """Returns the number of items; outputs their sorted ids, and the rank of each hash partition's items."""
     rank, ids = ranked(pa.concat_arrays([part.array() for part in parts]))
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return len(ids), (PackedIds.of(ids), *np.split(rank.astype(np.int32), ends))
 
 
 def _join_codes(_number: int, *values: Any) -> Any:
-    """Leaves the codes of each block of a group, given the partitions' ranks and then the ranks within each."""
+    """Outputs the codes of each block of a group, given the partitions' ranks and then the ranks within each."""
     ranks, groups = values[: len(values) // 2], values[len(values) // 2 :]
     for block in zip(*groups, strict=True):
         yield None, (np.concatenate([rank[within] for rank, within in zip(ranks, block, strict=True)]),)

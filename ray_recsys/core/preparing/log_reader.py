@@ -27,7 +27,7 @@ class LogChunk:
     layout: TextLayout | None
 
     def describe(self) -> str:
-        """Returns the file and the part of it in words, for errors."""
+        """Returns a description of the file and its part, for errors."""
         unit = "row groups" if self.layout is None else "bytes"
         return self.file.uri if self.stop is None else f"{self.file.uri}, {unit} {self.start:,} to {self.stop:,}"
 

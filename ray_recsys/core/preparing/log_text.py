@@ -30,7 +30,7 @@ _EXACT_BELOW = 2.0**53
 
 @dataclass(frozen=True, slots=True)
 class TextLayout:
-    """How to split the lines of one file into columns."""
+    """Layout of one file's lines: separator and columns."""
 
     format: Format
     column_names: tuple[str, ...]

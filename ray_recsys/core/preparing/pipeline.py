@@ -1,4 +1,4 @@
-"""A raw interaction log → a prepared set, in passes of tasks that take what others left (`core.exchange`).
+"""A raw interaction log → a prepared set, in passes of tasks that exchange their outputs (`core.exchange`).
 
 Chunks of the log become blocks of rows (`blocks`), items are merged (`items`), rows go to the partition of their user
 (`gathering`), are deduplicated, filtered and split there (`settling`), and are written (`result`). The driver sees no
@@ -59,7 +59,7 @@ def prepare(
     overwrite: bool = False,
     report: Reporter = silent,
 ) -> PreparedManifest:
-    """Prepares a log; an existing prepared set of the same files and recipe is recognised and kept.
+    """Prepares a log; an existing prepared set of the same files and recipe is detected and kept.
 
     Args:
         inputs: Files, folders or URIs of the log.
@@ -69,7 +69,7 @@ def prepare(
         items: Side file of titles and categories.
         test: Files of the test interactions, for split.method = "given" alone.
         overwrite: Whether an existing prepared set is replaced.
-        report: Told of every step.
+        report: Receives progress.
 
     Raises:
         DataError: The log or the side file cannot be used, or too little is left of it.
@@ -133,7 +133,7 @@ def _finished(output: Location, identity: str, recipe: Recipe) -> PreparedManife
 
 
 def _check_replaceable(output: Location) -> None:
-    """Refuses to replace anything but a prepared set, whatever the caller asked for."""
+    """Refuses to replace anything but a prepared set, even with `overwrite`."""
     if output.is_local and Path(output).is_dir() and not list_folder(output):
         Path(output).rmdir()
     elif (exists(output) if output.is_local else is_file(output / MANIFEST)) and read_kind(output) != KIND:
@@ -216,7 +216,7 @@ def _dropped_so_far(drops: DropLog) -> str:
 
 
 def fingerprint(files: Sequence[LogFile], side_files: Sequence[LogFile], recipe: Recipe) -> str:
-    """Returns a digest of what a prepared set is made from: equal means that preparing again gives the same.
+    """Returns a digest of a prepared set's inputs: if equal, preparing again gives the same result.
 
     Covers the files by name, size and time of modification, and the sections of the recipe that prepare uses.
     """

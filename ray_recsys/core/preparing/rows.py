@@ -1,4 +1,4 @@
-"""Interactions of a partition's users as columns, and what prepare does to them: sort, deduplicate, filter.
+"""Interactions of a partition's users as columns; sorting, deduplication and filters.
 
 Results depend on the content of the rows alone, never on their order. Shape letters: n rows, U users of the partition,
 I items of the log.

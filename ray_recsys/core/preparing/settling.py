@@ -1,7 +1,7 @@
-"""Second pass of prepare: partitions of users go through steps, each of which leaves rows for the next.
+"""Second pass of prepare: partitions of users go through steps; each outputs the rows of the next.
 
 gather (rows of every block → deduplicated) → filter (any number of rounds) → label (the split). A step is a pure
-function of what the step before left; partitions share nothing but the item counts.
+function of the previous step's output; partitions share nothing but the item counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ STAGE = "deduplicating, filtering and splitting"
 
 @dataclass(frozen=True, slots=True)
 class PartitionPlan:
-    """What the steps of every partition need to know."""
+    """Inputs that the steps of all partitions share."""
 
     bucket_bounds: Sequence[int]
     """First hash bucket of each partition and, last, the end."""
@@ -51,7 +51,7 @@ class PartitionPlan:
         return len(self.bucket_bounds) - 1
 
     def describe(self, partition: int) -> str:
-        """Returns a partition in words, for errors."""
+        """Returns a description of a partition, for errors."""
         return f"partition {partition} of the users"
 
 
@@ -198,7 +198,7 @@ def filter_step(
 ) -> tuple[StepReport, Sequence[Any]]:
     """Applies one round of the filters to the rows of the step before.
 
-    After the first round, rows change only where an item has become rare since. Leaves the rows and, after the last
+    After the first round, rows change only where an item has become rare since. Outputs the rows and, after the last
     round, the item counts; before, those of the dropped rows.
     """
     is_kept_item = are_common(totals, plan.rules.min_interactions_per_item)
@@ -222,7 +222,7 @@ def label(
     users: PackedIds,
     rows: UserRows,
 ) -> tuple[StepReport, Sequence[Any]]:
-    """Splits the rows of the step before; leaves them and the item counts."""
+    """Splits the rows of the previous step; outputs them and the item counts."""
     rows = _labelled(plan, rows, users, item_ids)
     return _report(plan, rows, users, item_ids, {}), (rows.stored(), *_counts(plan, rows))
 

@@ -3,7 +3,7 @@
 Leave-one-out: a user's last is the test, the one before it the validation, ties in time by item id; users with fewer
 than 3 interactions are all training. Global time: by two cuts. Random: a pure function of seed, user id and item id; of
 n interactions round(n x fraction) go to the test, then to the validation (halves up), and at least 1 to the training.
-Given: the test has files of its own; of the rest, the validation is drawn as in the random split.
+Given: the test is in separate files; of the rest, the validation is drawn as in the random split.
 Rows are deduplicated and in order of user and time.
 """
 
@@ -165,7 +165,7 @@ def find_cut(histogram: Histogram, time_range: tuple[int, int], num_before: int)
 
 
 def count_times(bins: tuple[int, int, int, int], _number: int, block: Block) -> tuple[None, Sequence[Int64s]]:
-    """Leaves how many of a block's times fall into each bin, int64[bins]; others are not counted.
+    """Outputs the number of a block's times in each bin, int64[bins]; others are not counted.
 
     Args:
         bins: (time unit in microseconds, low, width, number of bins).

@@ -1,7 +1,7 @@
-"""Arms: versions of a registry that answer a part of the users beside the live one, in the registry's file ARMS.
+"""Arms: versions of a registry that serve a share of the users alongside the live one, in the registry's file ARMS.
 
-A user's arm follows from a hash of the id, so that the user stays in it, whichever replica answers and however often it
-restarts. The live version is the arm A; it answers everybody who is in no other arm.
+A user's arm follows from a hash of the id, so it is stable over replicas and restarts. The live version is the arm A;
+it serves all users who are in no other arm.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from ray_recsys.storage.pointers import Pointer, read_pointer, replace_pointer
 
 ARMS = "ARMS"
 LIVE = "A"
-MAX_ARMS = 2  # beside the live version: each stays loaded in every replica
+MAX_ARMS = 2  # in addition to the live version: each stays loaded in every replica
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,20}")
 _STEPS = 10_000  # a user's draw, so that percentages may have two decimals
 
 
 class Arm(BaseModel):
-    """A version beside the live one."""
+    """A version that serves alongside the live one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -33,7 +33,7 @@ class Arm(BaseModel):
     percent: float = Field(gt=0, le=100)
     """Part of the users, who are the same ones while the percentages of the arms before it by name stay."""
     shadow: bool = False
-    """Those users are answered by the live version, and this one answers too, for the metrics alone."""
+    """These users get the live version's answers; this version answers as well, for metrics only."""
 
 
 def read_arms(registry: LocationLike) -> list[Arm]:
@@ -49,7 +49,7 @@ def set_arm(registry: LocationLike, arm: Arm) -> None:
     """Adds an arm, or replaces the one of its name.
 
     Raises:
-        RegistryError: The name cannot be used, or with the others it would be too many arms or too many users.
+        RegistryError: The name cannot be used, or there would be too many arms, or more than 100 % of the users.
         ConflictError: Another process changed the arms at the same time.
     """
     if not _NAME.fullmatch(arm.name) or arm.name == LIVE:
@@ -60,7 +60,7 @@ def set_arm(registry: LocationLike, arm: Arm) -> None:
     if len(arms) > MAX_ARMS or total > 100:
         taken = ", ".join(f"{one.name} {one.percent:g} %" for one in arms)
         raise RegistryError(
-            f"{taken}: at most {MAX_ARMS} arms and 100 % beside the live version",
+            f"{taken}: at most {MAX_ARMS} arms and 100 % of the users, besides the live version",
             remedy="end one with `ray-recsys registry end`",
         )
     _replace(registry, arms, before)
@@ -84,7 +84,7 @@ def end_arm(registry: LocationLike, name: str) -> Arm:
 
 
 def choose_arm(arms: Sequence[Arm], user_id: ExternalId | None) -> Arm | None:
-    """Returns the arm of a user; None: the live version alone answers, as it does nobody in particular.
+    """Returns the arm of a user; None: the live version, as for anonymous requests.
 
     Args:
         arms: By name.

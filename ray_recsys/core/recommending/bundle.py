@@ -7,10 +7,10 @@ recall_vectors.npy                 the recall model's item vectors, if it has a 
 recall_lists.faiss                 the same in inverted lists, in a large catalogue (see `index_builder`)
 users.arrow, item_ids.arrow        id ↔ index (see `vocabulary`)
 items.arrow                        id, training count, title?, category?; row = item_idx
-titles.arrow, categories.arrow     what finds items by part of their title, or by category
+titles.arrow, categories.arrow     indexes of titles and of categories
 seen_offsets.npy, seen_items.npy   the items that each user has seen (see `seen`)
 neighbours.npy, neighbour_scores.npy
-smoke.json                         queries with their answers, asked again before it goes live (see `guard`)
+smoke.json                         queries with their answers, repeated before it goes live (see `guard`)
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ USERS = "users.arrow"
 
 
 class RecallReport(BaseModel):
-    """How recall searches, and what that costs in candidates."""
+    """Recall's search method and its measured quality."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -66,9 +66,9 @@ class BundleManifest(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: str
-    """UTC time of its making, and the first 8 hex digits of the content's sha256."""
+    """UTC creation time, and the first 8 hex digits of the content's sha256."""
     parent: str | None
-    """The version that was live when this one was made."""
+    """The version that was live when this one was created."""
     created_at: str
     model: str
     """Name of the model that reranks."""
@@ -85,7 +85,7 @@ class BundleManifest(BaseModel):
     data_fingerprint: str
     """Fingerprint of the prepared set's input."""
     recall: RecallReport
-    """How candidates are searched."""
+    """Search method of recall."""
     neighbour_recall: float
     """Part of each item's true nearest items that its similar items contain, on a sample; 1: the search was exact."""
     recipe: Recipe
@@ -133,13 +133,13 @@ class Bundle:
 
     @classmethod
     def of_files(cls, path: Path, manifest: BundleManifest) -> Self:
-        """Maps the files of a directory, unchecked: for a bundle in the making."""
+        """Maps the files of a directory, unchecked: for an unfinished bundle."""
         users, catalogue = Vocabulary.open(path / USERS), Catalogue.open(path)
         return cls(path, manifest, users, catalogue, SeenItems.open(path), Neighbours.open(path))
 
     @property
     def version(self) -> str:
-        """The version that every answer made from this bundle carries."""
+        """The version, as in every response from this bundle."""
         return self.manifest.version
 
     def load_model(self) -> Model:

@@ -33,7 +33,7 @@ _UNNAMED = "unpublished"  # the version is a digest of the files, smoke answers 
 
 @dataclass(frozen=True, slots=True)
 class BundleModels:
-    """The models of a bundle and what is derived from them."""
+    """The models of a bundle and the arrays derived from them."""
 
     rerank: Model
     rerank_name: str
@@ -66,7 +66,7 @@ def build_bundle(
         parent: The live version that this one will replace.
 
     Raises:
-        BundleRefusedError: It would not answer, e.g. because of a weight that is not a number.
+        BundleRefusedError: It fails its smoke queries, e.g. because a weight is NaN.
     """
     shape = (prepared.manifest.num_users, prepared.manifest.num_items)
     assert (models.rerank.num_users, models.rerank.num_items) == shape

@@ -1,4 +1,4 @@
-"""Recall: the items that may be a user's best, from the whole catalogue, without those that are not eligible.
+"""Recall: a user's candidates from all eligible items of the catalogue.
 
 Shapes: B users, C candidates, I items, Q query width.
 """
@@ -13,6 +13,7 @@ import torch
 
 from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.models.contract import DenseFactors, Model, UserFactors
+from ray_recsys.core.recommending.top_items import top_items
 from ray_recsys.errors import IntegrityError
 
 VECTORS = "recall_vectors.npy"
@@ -25,13 +26,15 @@ class Recall(Protocol):
     def search(
         self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
     ) -> Int32s:
-        """Returns the items with the highest recall scores, best first, ties by item_idx; int32[<= C].
+        """Returns the items with the highest recall scores, ascending; of those tied for the last place, the first.
+
+        Reranking orders them.
 
         Args:
             user: Factors of one user, of the recall model.
-            num_candidates: C; fewer are returned only where fewer items are eligible.
-            excluded: Distinct indices of items that are not eligible, ascending.
-            allowed: Distinct indices; None: all items that are not excluded are eligible, otherwise only these.
+            num_candidates: C, at least 1; fewer are returned only where fewer items are eligible: int32[<= C].
+            excluded: Indices of items that are not eligible, in any order.
+            allowed: Distinct indices, ascending: only these are eligible; None: all that are not excluded are.
         """
         ...
 
@@ -85,11 +88,12 @@ class CandidateIndex:
     ) -> Int32s:
         """Returns the items with the highest inner product; see `Recall`.
 
-        Excluded items cannot displace others: lists are asked for as many more.
+        Excluded items cannot displace others: the search returns as many more.
         """
         if allowed is not None:
-            items = np.setdiff1d(allowed, excluded, assume_unique=True)
-            return _best(items, self.vectors[items] @ self._query(user)[0], num_candidates)
+            items = allowed[~np.isin(allowed, excluded)]
+            scores = torch.from_numpy(self.vectors[items]) @ torch.from_numpy(self._query(user)[0])
+            return items[top_items(scores.numpy()[np.newaxis], num_candidates)[0]].astype(np.int32)
         return self.search_all(user, [num_candidates], [excluded])[0]
 
     def search_all(
@@ -100,41 +104,48 @@ class CandidateIndex:
         Args:
             users: Factors of B users.
             num_candidates: C of each.
-            excluded: Distinct indices of items that are not eligible, ascending, of each.
+            excluded: Indices of items that are not eligible, of each.
         """
         query = self._query(users)
-        if self._lists is None:
-            scores = torch.mm(torch.from_numpy(query), self._tensor.T).numpy()
-            return [
-                _best_eligible(row, out, count)
-                for row, out, count in zip(scores, excluded, num_candidates, strict=True)
-            ]
-        wanted = [min(count + len(out), self.num_items) for count, out in zip(num_candidates, excluded, strict=True)]
-        rows = zip(self._search_lists(query, wanted), excluded, num_candidates, strict=True)
-        return [_without(items, out)[:count].astype(np.int32) for items, out, count in rows]
+        if self._lists is not None:
+            return self._search_lists(query, num_candidates, excluded)
+        scores = torch.mm(torch.from_numpy(query), self._tensor.T).numpy()
+        for row, out in zip(scores, excluded, strict=True):
+            row[out] = -np.inf
+        if len(set(num_candidates)) == 1:
+            return top_items(scores, num_candidates[0])
+        return [top_items(row[np.newaxis], count)[0] for row, count in zip(scores, num_candidates, strict=True)]
 
     def _query(self, users: UserFactors) -> Float32s:
         assert isinstance(users, DenseFactors)
         return np.ascontiguousarray(users.values[:, : self.vectors.shape[1]])
 
-    def _search_lists(self, query: Float32s, wanted: list[int]) -> list[Int64s]:
-        """Returns the best of each query that its probes find: `wanted` many, by more probes if they are too few."""
+    def _search_lists(
+        self, query: Float32s, num_candidates: Sequence[int], excluded: Sequence[Integers]
+    ) -> list[Int32s]:
+        wanted = [min(count + len(out), self.num_items) for count, out in zip(num_candidates, excluded, strict=True)]
+        scores, items = self._probe(query, wanted)
+        rows = zip(scores, items, excluded, num_candidates, strict=True)
+        return [_best_found(own_scores, own, out, count) for own_scores, own, out, count in rows]
+
+    def _probe(self, query: Float32s, wanted: list[int]) -> tuple[Float32s, Int64s]:
+        """Returns the best of each query that its probes find, best first, then -1; more probes if they are too few."""
         num_probes, most = int(self._lists.nprobe), int(self._lists.nlist)
         while True:
             settings = faiss.SearchParametersIVF(nprobe=num_probes)  # type: ignore[call-arg]  # Faiss adds it
             scores, items = self._lists.search(query, max(wanted), params=settings)
-            num_found = (items >= 0).sum(axis=1)
-            if num_probes == most or (num_found >= wanted).all():
-                kept = np.minimum(num_found, wanted).tolist()
-                return _in_order(scores, items, kept)
+            if num_probes == most or ((items >= 0).sum(axis=1) >= wanted).all():
+                return scores, items
             num_probes = min(2 * num_probes, most)
 
 
-def _in_order(scores: Float32s, items: Int64s, num_kept: Sequence[int]) -> list[Int64s]:
-    """Returns the first items of each row, best first, ties by item_idx."""
-    return [
-        own[np.lexsort((own, -row))][:kept] for row, own, kept in zip(scores, items, num_kept, strict=True)
-    ]  # fmt: skip
+def _best_found(scores: Float32s, items: Int64s, excluded: Integers, num_candidates: int) -> Int32s:
+    """Returns the best of found items, which come best first, that are not excluded; ascending."""
+    is_kept = (items >= 0) & ~np.isin(items, excluded)
+    items, scores = items[is_kept], scores[is_kept]
+    if len(items) > num_candidates and scores[num_candidates] == scores[num_candidates - 1]:
+        items = items[np.lexsort((items, -scores))]  # Faiss leaves the order of ties open
+    return np.sort(items[:num_candidates].astype(np.int32))
 
 
 class RankedCatalogue:
@@ -151,34 +162,9 @@ class RankedCatalogue:
         self, user: UserFactors, num_candidates: int, excluded: Integers, allowed: Int32s | None = None
     ) -> Int32s:
         """Returns the items with the highest scores; see `Recall`."""
-        scores = self._model.scores(user)[0]
+        scores = self._model.scores(user)
         if allowed is not None:
-            items = np.setdiff1d(allowed, excluded, assume_unique=True)
-            return _best(items, scores[items], num_candidates)
-        return _best_eligible(scores, excluded, num_candidates)
-
-
-def _best_eligible(scores: Float32s, excluded: Integers, num_candidates: int) -> Int32s:
-    """Returns the items with the highest scores that are not excluded, best first; overwrites `scores`, float32[I]."""
-    scores[excluded] = -np.inf
-    num_kept = min(num_candidates, len(scores) - len(excluded))
-    if num_kept <= 0:
-        return np.zeros(0, np.int32)
-    edge = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
-    items = np.flatnonzero(scores >= edge)
-    return _best(items, scores[items], num_kept)
-
-
-def _without(items: Int64s, excluded: Integers) -> Int64s:
-    """Returns the items that are not among the excluded ones, which ascend."""
-    if not len(excluded):
-        return items
-    at = np.minimum(np.searchsorted(excluded, items), len(excluded) - 1)
-    kept: Int64s = items[excluded[at] != items]
-    return kept
-
-
-def _best(items: Integers, scores: Float32s, num_kept: int) -> Int32s:
-    """Returns the items with the highest scores, best first, ties by item_idx."""
-    order = np.lexsort((items, -scores))[:num_kept]
-    return items[order].astype(np.int32)
+            items = allowed[~np.isin(allowed, excluded)]
+            return items[top_items(scores[:, items], num_candidates)[0]].astype(np.int32)
+        scores[0, excluded] = -np.inf
+        return top_items(scores, num_candidates)[0]

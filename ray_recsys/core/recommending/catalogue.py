@@ -19,12 +19,12 @@ VOCABULARY = "item_ids.arrow"
 TITLES = "titles.arrow"
 CATEGORIES = "categories.arrow"
 COLUMNS = ("item_id", "count", "title", "category")
-_LOWER = "lower_title"  # what titles are searched in; ids, without titles
+_LOWER = "lower_title"  # the title index; ids, without titles
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is shown of an item; title and category only where the side file has them."""
+    """An item's public fields; title and category only where the side file has them."""
 
     item_id: ExternalId
     title: str | None = None
@@ -39,7 +39,7 @@ class Catalogue:
     vocabulary: Vocabulary
     titles: TitleIndex
     categories: Mapping[str, Int32s]
-    """Items of each category, ascending; one of several that `|` separates counts as a category too."""
+    """Items of each category, ascending; `A|B` is in categories A and B."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -68,16 +68,16 @@ class Catalogue:
         return counts
 
     def describe(self, item_idx: Iterable[int]) -> list[Item]:
-        """Returns what is shown of each item, in the order given."""
-        places = [int(place) for place in item_idx]
-        ids, titles, categories = (self._values(name, places) for name in ("item_id", "title", "category"))
+        """Returns the public fields of each item, in the given order."""
+        rows = [int(idx) for idx in item_idx]
+        ids, titles, categories = (self._values(name, rows) for name in ("item_id", "title", "category"))
         return [Item(*columns) for columns in zip(ids, titles, categories, strict=True)]
 
-    def _values(self, column: str, places: list[int]) -> list[Any]:
+    def _values(self, column: str, rows: list[int]) -> list[Any]:
         if column not in self.table.column_names:
-            return [None] * len(places)
+            return [None] * len(rows)
         values = self.table[column].chunk(0)  # written as one
-        return [values[place].as_py() for place in places]
+        return [values[row].as_py() for row in rows]
 
     def in_category(self, category: str) -> Int32s:
         """Returns the items of a category, or of one of the parts that `|` separates, most popular first."""

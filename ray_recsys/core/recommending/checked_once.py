@@ -1,6 +1,6 @@
-"""Runs a check of files once a node, however many processes ask: the first runs it, the others wait for its result.
+"""Runs a check of files once per node: the first process runs it, the others wait for its result.
 
-A stamp outside of the files remembers a check that passed. Its name is a digest of the files' inodes, sizes and times
+A stamp file elsewhere records a check that passed. Its name is a digest of the files' inodes, sizes and times
 of change, so that a file that was touched since, or is read through another mount, is checked again.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from ray_recsys import __version__
 
 KEPT_S = 7 * 24 * 3600.0
-_LIBRARIES = ("faiss-cpu", "numpy", "torch", "pyarrow")  # what an answer is computed by
+_LIBRARIES = ("faiss-cpu", "numpy", "torch", "pyarrow")  # versions that determine a result
 _PASSED = b"passed\n"
 
 

@@ -1,4 +1,4 @@
-"""Diversity of a list, by maximal marginal relevance: an item similar to those above it costs part of its score.
+"""Diversity of a list, by maximal marginal relevance: an item loses part of its score for similarity to those above it.
 
 Source: Carbonell, Goldstein: The Use of MMR, Diversity-Based Reranking, SIGIR 1998, section 2; scores scaled to 0..1.
 Shapes: C candidates, N neighbours.

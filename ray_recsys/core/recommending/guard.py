@@ -1,9 +1,9 @@
-"""The check of a bundle before it goes live: arrays in range, finite numbers, and the answers that it gave when made.
+"""Checks of a bundle before it goes live: arrays in range, finite numbers, and the answers recorded at its build.
 
-A bundle may be useless although every byte is as it was written: an index over two items, a weight that is not a
-number, a library that computes something else on this machine. So each bundle holds smoke queries with the answers of
-the process that made it, and they are asked again once on every node that is about to serve it. Each process also asks
-them of the stages that it runs, which warms them up.
+A bundle may be unusable although its checksums match: an index over two items, a NaN weight, a library that computes
+something else on this machine. So each bundle holds smoke queries with the answers of the process that made it, and
+they are asked again once on every node that is about to serve it. Each process also asks them of the stages that it
+runs, which warms them up.
 """
 
 import json
@@ -62,7 +62,7 @@ class SmokeQuery:
 
 
 def write_smoke(bundle: Bundle) -> None:
-    """Writes the smoke queries of a bundle in the making, after checking its arrays.
+    """Writes the smoke queries of an unfinished bundle, after checking its arrays.
 
     Raises:
         BundleRefusedError: An array is out of range, or an answer not finite.
@@ -190,7 +190,7 @@ def check_arrays(bundle: Bundle) -> None:
 
 
 def _queries(bundle: Bundle) -> Iterator[Query]:
-    """Yields queries of known users, of a history alone, of a user with new events, and of nobody."""
+    """Yields queries of known users, of a history alone, of a user with new events, and without a user."""
     ask = partial(Query, k=K, num_candidates=NUM_CANDIDATES)
     users = np.unique(np.linspace(0, bundle.seen.num_users - 1, NUM_USERS).astype(np.int64)).tolist()
     for user_idx in users:

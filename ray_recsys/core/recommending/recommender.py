@@ -1,4 +1,4 @@
-"""Recommendations from a bundle, in two stages; batch jobs and the HTTP service call these functions alike.
+"""Recommendations from a bundle, in two stages; batch jobs and the HTTP service share these functions.
 
 A query becomes candidates (`recall`) and candidates become recommendations (`rerank`); the two may run in different
 processes. Queries that come together are searched and scored in one pass; a score then differs by rounding at most.
@@ -15,9 +15,10 @@ from ray_recsys.core.models.contract import DenseFactors, Model, UserFactors
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.candidate_index import CandidateIndex
 from ray_recsys.core.recommending.diversity import diversify
+from ray_recsys.core.recommending.top_items import best_first
 
 Source = Literal["two-stage", "fold-in", "popular"]
-"""How a recommendation was found: for a known user, from a history, or by popularity alone."""
+"""Source of a recommendation: a known user, a history, or popularity alone."""
 
 
 def _no_items() -> Int32s:
@@ -31,7 +32,7 @@ class Query:
     user_idx: int | None = None
     """None: not a user of the bundle."""
     history: Int32s = field(default_factory=_no_items)
-    """Items of the user beside those that the bundle knows of, oldest first; with it the user is folded in."""
+    """The user's items besides those in the bundle, oldest first; given a history, the user is folded in."""
     k: int = 10
     num_candidates: int = 200
     exclude_seen: bool = True
@@ -47,7 +48,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The result of recall: `item_idx` int32[<= C], and the user's factors of the rerank model."""
+    """The result of recall: `item_idx` int32[<= C], ascending, and the user's factors of the rerank model."""
 
     item_idx: Int32s
     source: Source
@@ -67,7 +68,7 @@ class Recommendations:
 class Recaller:
     """Stage 1 over one bundle: its index, its users' histories and the user half of its models.
 
-    Tables are mapped into memory, so what a stage never reads costs it nothing. Safe to call from several threads.
+    Tables are mapped into memory, so unused tables cost nothing. Safe to call from several threads.
     """
 
     def __init__(self, bundle: Bundle, model: Model | None = None) -> None:
@@ -82,7 +83,7 @@ class Recaller:
 
     def recall_all(self, queries: Sequence[Query]) -> list[Candidates]:
         """Returns the candidates of each query; those that need nothing but the index are searched in one pass."""
-        prepared = [self._prepare(query) for query in queries]
+        prepared = self._prepare(queries)
         plain = [row for row, (query, one) in enumerate(zip(queries, prepared, strict=True)) if _is_plain(query, one)]
         found: dict[int, Int32s] = {}
         if len(plain) > 1 and isinstance(self._recall, CandidateIndex):
@@ -96,18 +97,19 @@ class Recaller:
         ]
 
     def factors(self, query: Query) -> tuple[UserFactors | None, Source]:
-        """Returns the rerank model's factors of a query's user; None: nothing is known, or the model cannot use it."""
+        """Returns the rerank model's factors of a query's user; None: no history, or the model cannot fold in."""
         return factors_of(self._model, query, self._seen(query))
 
-    def _prepare(self, query: Query) -> "_Prepared":
-        seen = self._seen(query)
-        parts = [query.exclude_items, *([seen, query.history] if query.exclude_seen else [])]
-        excluded = np.unique(np.concatenate(parts))
-        user, source = factors_of(self._model, query, seen)
-        recall_user = user
-        if user is not None and self._recall_model is not self._model:
-            recall_user, _ = factors_of(self._recall_model, query, seen)
-        return _Prepared(excluded, user, source, recall_user)
+    def _prepare(self, queries: Sequence[Query]) -> list["_Prepared"]:
+        seen = [self._seen(query) for query in queries]
+        found = _factors_of_all(self._model, queries, seen)
+        has_own = self._recall_model is not self._model
+        recall_found = _factors_of_all(self._recall_model, queries, seen) if has_own else found
+        rows = zip(queries, seen, found, recall_found, strict=True)
+        return [
+            _Prepared(_excluded(query, own), user, source, None if user is None else recall_user)
+            for query, own, (user, source), (recall_user, _) in rows
+        ]
 
     def _search(self, query: Query, prepared: "_Prepared") -> Int32s:
         num_candidates, allowed = max(query.num_candidates, query.k), self._allowed(query)
@@ -127,19 +129,25 @@ class Recaller:
     def _popular(self, num_candidates: int, excluded: Integers, allowed: Int32s | None) -> Int32s:
         # item indices are in order of popularity
         if allowed is not None:
-            return np.setdiff1d(allowed, excluded, assume_unique=True)[:num_candidates].astype(np.int32)
+            return allowed[~np.isin(allowed, excluded)][:num_candidates].astype(np.int32)
         first = np.arange(min(num_candidates + len(excluded), len(self.bundle.catalogue)), dtype=np.int32)
         return first[~np.isin(first, excluded)][:num_candidates]
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What recall knows of a query before it searches."""
+    """A query's inputs of the search."""
 
     excluded: Integers
     user: UserFactors | None
     source: Source
     recall_user: UserFactors | None
+
+
+def _excluded(query: Query, seen: Int32s) -> Int32s:
+    parts = [query.exclude_items, *([seen, query.history] if query.exclude_seen else [])]
+    parts = [part for part in parts if part.size]
+    return parts[0] if len(parts) == 1 else np.concatenate([_no_items(), *parts])
 
 
 def _is_plain(query: Query, prepared: _Prepared) -> bool:
@@ -169,37 +177,42 @@ class Reranker:
 
     def rerank_all(self, queries: Sequence[Query], candidates: Sequence[Candidates]) -> list[Recommendations]:
         """Returns the best of each query's candidates; dense factors are scored in one pass."""
+        if not queries:
+            return []
         scores = self._scores(candidates)
+        best = best_first(scores, max(query.k for query in queries))
         return [
-            self._best(query, one, row) for query, one, row in zip(queries, candidates, scores, strict=True)
-        ]  # fmt: skip
+            self._answer(query, one, row, places[: query.k])
+            for query, one, row, places in zip(queries, candidates, scores, best, strict=True)
+        ]
 
-    def _scores(self, candidates: Sequence[Candidates]) -> list[Float32s]:
-        scores = [np.zeros(0, np.float32)] * len(candidates)
+    def _scores(self, candidates: Sequence[Candidates]) -> Float32s:
+        """Returns the scores of each query's candidates, then -inf, float32[B, C]; of popular items their counts."""
+        if len(candidates) == 1 and (user := candidates[0].user) is not None:
+            return self._model.scores(user, candidates[0].item_idx[np.newaxis])
+        lengths = [len(one.item_idx) for one in candidates]
+        scores = np.full((len(candidates), max(lengths)), -np.inf, np.float32)
         dense = [row for row, one in enumerate(candidates) if isinstance(one.user, DenseFactors)]
         if len(dense) > 1:
-            width = max(len(candidates[row].item_idx) for row in dense)
-            items = np.zeros((len(dense), width), np.int32)
+            items = np.zeros((len(dense), scores.shape[1]), np.int32)
             for number, row in enumerate(dense):
-                items[number, : len(candidates[row].item_idx)] = candidates[row].item_idx
+                items[number, : lengths[row]] = candidates[row].item_idx
             users = DenseFactors(np.concatenate([_dense(candidates[row].user) for row in dense]))
             for row, values in zip(dense, self._model.scores(users, items), strict=True):
-                scores[row] = values[: len(candidates[row].item_idx)]
+                scores[row, : lengths[row]] = values[: lengths[row]]
         for row, one in enumerate(candidates):
-            if one.user is not None and not (len(dense) > 1 and isinstance(one.user, DenseFactors)):
-                scores[row] = self._model.scores(one.user, one.item_idx[np.newaxis])[0]
+            if one.user is None:
+                scores[row, : lengths[row]] = self.bundle.catalogue.counts[one.item_idx]
+            elif len(dense) == 1 or not isinstance(one.user, DenseFactors):
+                scores[row, : lengths[row]] = self._model.scores(one.user, one.item_idx[np.newaxis])[0]
         return scores
 
-    def _best(self, query: Query, candidates: Candidates, scores: Float32s) -> Recommendations:
+    def _answer(self, query: Query, candidates: Candidates, scores: Float32s, best: Int32s) -> Recommendations:
         items = candidates.item_idx
-        if candidates.user is None:
-            items = items[: query.k]
-            return Recommendations(items, self.bundle.catalogue.counts[items].astype(np.float32), "popular")
-        order = np.lexsort((items, -scores))
-        if query.diversity > 0:
-            order = order[diversify(items[order], scores[order], self.bundle.neighbours, query.k, query.diversity)]
-        order = order[: query.k]
-        return Recommendations(items[order], scores[order], candidates.source)
+        if query.diversity > 0 and candidates.user is not None:
+            order = np.argsort(-scores[: len(items)], kind="stable").astype(np.int32)
+            best = order[diversify(items[order], scores[order], self.bundle.neighbours, query.k, query.diversity)]
+        return Recommendations(items[best], scores[best], candidates.source)
 
 
 class Recommender:
@@ -224,7 +237,7 @@ class Recommender:
 
 
 def factors_of(model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | None, Source]:
-    """Returns a model's factors of a query's user, who has seen these items; None: it cannot use what is known."""
+    """Returns a model's factors of a query's user, who has seen these items; None: it cannot fold in."""
     if query.history.size:
         folded_in = model.fold_in(np.concatenate([seen, query.history]), query.user_idx)
         if folded_in is not None:
@@ -232,3 +245,18 @@ def factors_of(model: Model, query: Query, seen: Int32s) -> tuple[UserFactors | 
     if query.user_idx is None:
         return None, "popular"
     return model.users(np.array([query.user_idx])), "two-stage"
+
+
+def _factors_of_all(
+    model: Model, queries: Sequence[Query], seen: Sequence[Int32s]
+) -> list[tuple[UserFactors | None, Source]]:
+    """Returns what `factors_of` does for each query; trained users are looked up together."""
+    trained = [row for row, query in enumerate(queries) if query.user_idx is not None and not query.history.size]
+    found: dict[int, tuple[UserFactors | None, Source]] = {}
+    if len(trained) > 1:
+        users = model.users(np.array([queries[row].user_idx for row in trained]))
+        found = {row: (users.take(slice(place, place + 1)), "two-stage") for place, row in enumerate(trained)}
+    return [
+        found[row] if row in found else factors_of(model, query, own)
+        for row, (query, own) in enumerate(zip(queries, seen, strict=True))
+    ]

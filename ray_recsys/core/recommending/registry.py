@@ -5,8 +5,8 @@
                                      with if CURRENT cannot be served
     20261124T050102Z-1f0c9a3e/       a bundle, never changed after it is there
 
-A reader sees the old or the new, never a half. Of two publishers at the same time, the second is told that CURRENT has
-changed since it looked.
+Readers see the old version or the new one, never a partial one. Of two concurrent publishers, the second gets a
+conflict error.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 
 
 class Registry:
-    """Bundles by version; the directory is made when the first one is published."""
+    """Bundles by version; the directory is created by the first publish."""
 
     def __init__(self, path: LocationLike) -> None:
         self.location = Location.of(path)
@@ -46,7 +46,7 @@ class Registry:
         return Path(self.location)
 
     def versions(self) -> list[str]:
-        """Returns the versions that are here, oldest first."""
+        """Returns the versions, oldest first."""
         if self.location.is_local:
             names = [name for name in list_folder(self.location) if (self.path / name).is_dir()]
         else:
@@ -66,7 +66,7 @@ class Registry:
                 f"make one with `ray-recsys publish --registry {self.location}`"
             )
         version = text.strip()
-        self._check_there(version, place=f"{self.location / CURRENT} names")
+        self._check_exists(version, requested_by=f"{self.location / CURRENT} names")
         return version
 
     def pointer(self) -> Pointer:
@@ -90,7 +90,7 @@ class Registry:
         """Returns the manifest of a version; its other files are not read.
 
         Raises:
-            RegistryError: The version is not here.
+            RegistryError: There is no such version.
             ArtifactError: The manifest is damaged.
         """
         path = self.locate(version)
@@ -99,12 +99,12 @@ class Registry:
         return parse_manifest(BundleManifest, body, path)
 
     def locate(self, version: str) -> Location:
-        """Returns where a version is.
+        """Returns the location of a version.
 
         Raises:
-            RegistryError: The version is not here.
+            RegistryError: There is no such version.
         """
-        self._check_there(version, place="asked for")
+        self._check_exists(version, requested_by="requested")
         return self.location / version
 
     def open(self, version: str | None = None) -> Bundle:
@@ -118,9 +118,9 @@ class Registry:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yields a new directory to make a bundle in, on the file system of a local registry; it is gone afterwards.
+        """Yields a new directory to make a bundle in, on the file system of a local registry; it is deleted afterwards.
 
-        What a killed publisher left in a local registry is removed.
+        Leftovers of killed publishers in a local registry are removed.
         """
         if not self.location.is_local:
             with scratch_directory() as scratch:
@@ -136,12 +136,12 @@ class Registry:
             os.close(lock)
 
     def publish(self, bundle: Path, replaces: Pointer | None = None, *, live: bool = True) -> str:
-        """Checks a bundle and its answers, moves it to its place and makes it live; returns its version.
+        """Checks a bundle and its answers, moves it into the registry and makes it live; returns its version.
 
         Args:
             bundle: On the registry's file system, if it is local; see `staging`.
-            replaces: What the bundle was compared with; None: what is live now.
-            live: False: CURRENT stays as it is, as for an arm.
+            replaces: The live version that the bundle was compared with; None: the current one.
+            live: False: CURRENT stays, as for an arm.
 
         Raises:
             ArtifactError: It is damaged or refused, or its version is here already; CURRENT stays as it was.
@@ -164,7 +164,7 @@ class Registry:
         return version
 
     def set_current(self, version: str) -> None:
-        """Makes a version live that is here already; checks it and its answers first.
+        """Makes an existing version live, after checking it and its answers.
 
         Raises:
             RegistryError: It is not here.
@@ -200,8 +200,8 @@ class Registry:
     def prune(self, num_kept: int) -> tuple[list[str], list[str]]:
         """Removes old versions; returns those removed, and those that are in use and were kept for it.
 
-        The live version, the last good one before it and the arms always stay, and so does what a process on the file
-        system of a local registry serves (see `hold`).
+        The live version, the last good one before it and the arms always stay, and so do versions that processes on the
+        file system of a local registry serve (see `hold`).
 
         Args:
             num_kept: The newest versions that stay.
@@ -222,12 +222,12 @@ class Registry:
         return removed, in_use
 
     def hold(self, version: str) -> Hold | NoHold:
-        """Returns a hold on a version: until it is released, or its process dies, `prune` leaves the version alone.
+        """Returns a hold on a version: `prune` keeps the version until the hold is released or its process dies.
 
         In an object store nothing is held: a server has the whole bundle on its own disk.
 
         Raises:
-            RegistryError: The version is not here.
+            RegistryError: There is no such version.
         """
         location = self.locate(version)
         return Hold(Path(location / MANIFEST)) if location.is_local else NoHold()
@@ -246,7 +246,7 @@ class Registry:
     def _remove(self, version: str) -> None:
         if self.location.is_local:
             doomed = self.path / f".pruned-{version}"
-            (self.path / version).rename(doomed)  # it disappears at once, not file by file
+            (self.path / version).rename(doomed)  # deletion is atomic
             shutil.rmtree(doomed)
         else:
             delete_file(self.location / version / MANIFEST)
@@ -263,7 +263,7 @@ class Registry:
         self._remember_good(version, bad)
 
     def _remember_good(self, version: str, bad: str | None) -> None:
-        """Puts a version first in LAST_GOOD and takes a bad one out; repeats it if another process writes there too."""
+        """Puts a version first in LAST_GOOD and takes a bad one out; retries on a conflict."""
         location = self.location / LAST_GOOD
         while True:
             before = read_pointer(location)
@@ -281,9 +281,9 @@ class Registry:
             return (self.path / version).is_dir()
         return is_file(self.location / version / MANIFEST)
 
-    def _check_there(self, version: str, *, place: str) -> None:
+    def _check_exists(self, version: str, *, requested_by: str) -> None:
         if not self._has(version):
             here = ", ".join(self.versions()) or "none"
             raise RegistryError(
-                f"{place} version {version!r}, which registry {self.location} does not have; it has {here}"
+                f"{requested_by} version {version!r}, which registry {self.location} does not have; it has {here}"
             )

@@ -1,4 +1,4 @@
-"""What each user has seen, as memory-mapped arrays (CSR): a user's items lie together, in order of time.
+"""Seen items of each user, as memory-mapped arrays (CSR): a user's items lie together, in order of time.
 
 Training, validation and test items are all seen: nothing that the user already has is recommended.
 """

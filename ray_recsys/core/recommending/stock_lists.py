@@ -1,9 +1,9 @@
-"""Named lists of items, such as what is in stock, kept beside a registry's bundles so that every replica sees them.
+"""Named lists of items, such as what is in stock, kept in the registry so that every replica sees them.
 
     lists/INDEX                     names, digests and sizes, as JSON
     lists/NAME-DIGEST.json          ids, never changed
 
-A list outlives the bundles: it holds ids, which each bundle looks up for itself.
+A list outlives the bundles: it holds ids, which are looked up in each bundle.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class StockList(BaseModel):
-    """What the index knows of a list."""
+    """Index entry of a list."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,14 +41,14 @@ class StockLists:
     """The lists of a registry.
 
     Args:
-        registry: Where its bundles are.
+        registry: Location of the registry.
     """
 
     def __init__(self, registry: LocationLike) -> None:
         self._home = Location.of(registry) / FOLDER
 
     def index(self) -> dict[str, StockList]:
-        """Returns what there is, by name.
+        """Returns the index entries by name.
 
         Raises:
             RegistryError: The index cannot be read.
@@ -94,7 +94,7 @@ class StockLists:
         """Returns the ids of a list.
 
         Raises:
-            OSError: It is gone: another list of the name was written since the index was read.
+            OSError: It was deleted: the list was replaced since the index was read.
         """
         ids: list[ExternalId] = json.loads(read_bytes(self._file(name, entry)))
         return ids

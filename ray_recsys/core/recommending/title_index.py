@@ -1,4 +1,4 @@
-"""Search of titles by part of them, through an index of trigrams: a keystroke reads the few titles that may match.
+"""Substring search of titles with a trigram index, which reads only titles that may match.
 
 Source: Zobel, Moffat: Inverted Files for Text Search Engines, ACM Computing Surveys 2006, section 3 (postings).
 """
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ray_recsys.core.arrays import Int32s, Int64s
 
-_SCAN_ROWS = 4096  # at a time, for a text too short for a trigram: it is soon found often enough
+_SCAN_ROWS = 4096  # titles scanned at a time, for a text too short for a trigram: few blocks give enough matches
 
 
 @dataclass(frozen=True, slots=True)

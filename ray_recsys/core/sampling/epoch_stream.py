@@ -39,6 +39,11 @@ class Batch:
     recent: Int32s | None = None
     """The user's latest items before the positive, latest first, int32[B, L]; -1 where there are fewer."""
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of this worker, B x (1 + N)."""
+        return self.item_idx.size
+
 
 class WindowSamples(Protocol):
     """Samples of a window, in the order of its pieces' histories."""
@@ -147,7 +152,7 @@ def _empty_samples(recipe: Recipe) -> Samples:
 
 
 class Prefetched(Generic[Item]):
-    """Iterates over `iterator` in a thread of its own, up to `depth` items ahead of the consumer.
+    """Iterates over `iterator` in a separate thread, up to `depth` items ahead of the consumer.
 
     An error of the iterator is raised at the item that failed. `close` ends the thread after its current item.
     """

@@ -1,6 +1,6 @@
 """Items that may not be drawn as negatives of a user, stored for millions of membership tests per second.
 
-Each user's items are sorted. Beside them lies a Bloom filter with one hash function and 16 bits per item, in which a
+Each user's items are sorted. A Bloom filter accompanies them, with one hash function and 16 bits per item, in which a
 user's bits are contiguous (one cache line for most users). It has no false negatives and answers most questions alone;
 its positives are verified by bisection. Letters: B pairs, N items per row, U users.
 """

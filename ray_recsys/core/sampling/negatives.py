@@ -15,9 +15,9 @@ from ray_recsys.core.arrays import Float64s, Int32s, Int64s, UInt64s
 from ray_recsys.core.counter_random import derive_key, derive_keys, random_bits, scale_to, scale_to_each
 from ray_recsys.core.sampling.excluded import ExcludedItems
 
-_PURPOSE = 1  # separates these streams from those of shuffles with the same seed
-_NUM_ATTEMPTS = 4
-_ATTEMPT_STRIDE = 1 << 32
+NEGATIVES = 1  # separates these streams from those of shuffles with the same seed
+NUM_ATTEMPTS = 4
+ATTEMPT_STRIDE = 1 << 32
 _TOTAL_WEIGHT = 2.0**48
 
 
@@ -59,19 +59,19 @@ class NegativeSampler:
             excluded: Items that may not be drawn.
             rows: Row of each positive's user in `excluded`; each must allow at least one item.
         """
-        epoch_key = derive_key(self.seed, _PURPOSE, epoch)
+        epoch_key = derive_key(self.seed, NEGATIVES, epoch)
         keys = derive_keys(derive_keys(epoch_key, user_idx), position)
         items = self._propose(keys[:, None], np.arange(self.num_negatives))
         flat = items.reshape(-1)
         suspects = np.flatnonzero(excluded.may_contain(rows[:, None], items))
-        for attempt in range(1, _NUM_ATTEMPTS + 1):
+        for attempt in range(1, NUM_ATTEMPTS + 1):
             positives, negatives = np.divmod(suspects, self.num_negatives)
             is_hit = excluded.contains(rows[positives], flat[suspects])
             suspects, positives, negatives = suspects[is_hit], positives[is_hit], negatives[is_hit]
             if not len(suspects):
                 break
-            counters = negatives + attempt * _ATTEMPT_STRIDE
-            if attempt < _NUM_ATTEMPTS:
+            counters = negatives + attempt * ATTEMPT_STRIDE
+            if attempt < NUM_ATTEMPTS:
                 flat[suspects] = self._propose(keys[positives], counters)
             else:
                 flat[suspects] = self._draw_allowed(keys[positives], counters, excluded, rows[positives])

@@ -208,8 +208,8 @@ class ItemsBefore:
     def latest(self, rows: Integers, position: Integers) -> Int32s:
         """Returns the L items before a position of each row's history, latest first, int32[B, L]; -1: none."""
         indices = (self.offsets[rows] + position)[:, None] - 1 - np.arange(self.length)
-        is_there = indices >= self.offsets[rows][:, None]
-        return np.where(is_there, self.items[np.maximum(indices, 0)], np.int32(-1))
+        has_item = indices >= self.offsets[rows][:, None]
+        return np.where(has_item, self.items[np.maximum(indices, 0)], np.int32(-1))
 
 
 def needed_columns(recipe: Recipe) -> list[str]:

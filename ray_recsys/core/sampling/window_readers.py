@@ -1,4 +1,4 @@
-"""Window readers and what travels to them: histories to draw from in this process, or samples as Arrow tables."""
+"""Window readers and their inputs: histories to draw from in this process, or samples as Arrow tables."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class _LazySamples:
 
 
 class HistoryReader:
-    """Window reader that draws negatives in this process; it reads only once what fits into one window."""
+    """Window reader that draws negatives in this process; data that fit one window are read only once."""
 
     def __init__(self, plan: EpochPlan, sampler: NegativeSampler, recipe: Recipe, read: ReadPartitions) -> None:
         self._plan = plan

@@ -1,1 +1,1 @@
-"""Training: the learner, its epochs and objective, and what a run leaves behind."""
+"""Training: the learner, its epochs and objective, and the files of a run."""

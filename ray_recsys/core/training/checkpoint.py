@@ -51,7 +51,7 @@ _PROGRESS = TypeAdapter(Progress)
 def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
     """Writes a trainer's state into an existing, empty directory.
 
-    Where rows of users are split among workers, each calls this with directories of its own, whose files together are
+    Where rows of users are split among workers, each calls this with its own directory; their files together form
     the checkpoint; the manifest, which the first worker writes, covers all. Otherwise one worker alone calls it.
 
     Args:
@@ -103,7 +103,7 @@ def _save_best(trainer: Trainer, best: Path) -> None:
 
 
 def _user_rows(trainer: Trainer) -> dict[str, npt.NDArray[Any]]:
-    """Returns the rows of this worker's users and what the optimizer knows of them, shared with the trainer."""
+    """Returns the rows of this worker's users and their optimizer state, shared with the trainer."""
     assert isinstance(trainer.learner, SparseLearner)
     tables = {name: trainer.model.get_parameter(name).detach() for name in trainer.model.user_tables}
     state = {f"{_STATE}{name}": tensor for name, tensor in trainer.learner.user_optimizer.state().items()}
@@ -124,7 +124,7 @@ def checkpoint_name(progress: Progress) -> str:
 
 
 def newest_checkpoint(directories: Iterable[LocationLike]) -> tuple[Location | None, list[ArtifactError]]:
-    """Returns the newest checkpoint whose every file is as it was written, and what is wrong with newer ones."""
+    """Returns the newest intact checkpoint, and the errors of newer ones."""
     damaged: list[ArtifactError] = []
     folders = map(Location.of, directories)
     found = (folder / name for folder in folders for name in list_folder(folder) if name.startswith(_PREFIX))

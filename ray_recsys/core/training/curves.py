@@ -62,10 +62,10 @@ def _panel(name: str, points: Sequence[tuple[int, float]]) -> str:
     if not points:
         return title
     (x_low, x_high), (y_low, y_high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
-    places = [
+    points_xy = [
         (
-            _place(epoch, x_low, x_high, _LEFT, _WIDTH - _RIGHT),
-            _place(value, y_low, y_high, _HEIGHT - _BOTTOM, _TOP),
+            _scale(epoch, x_low, x_high, _LEFT, _WIDTH - _RIGHT),
+            _scale(value, y_low, y_high, _HEIGHT - _BOTTOM, _TOP),
         )
         for epoch, value in points
     ]
@@ -76,14 +76,14 @@ def _panel(name: str, points: Sequence[tuple[int, float]]) -> str:
     )
     epochs = "".join(
         f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{epoch}</text>'
-        for epoch, x in {x_low: places[0][0], x_high: places[-1][0]}.items()
+        for epoch, x in {x_low: points_xy[0][0], x_high: points_xy[-1][0]}.items()
     )
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_LINE}"/>' for x, y in places)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points_xy)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_LINE}"/>' for x, y in points_xy)
     return f'{title}{grid}{epochs}<polyline points="{line}" fill="none" stroke="{_LINE}" stroke-width="1.6"/>{dots}'
 
 
-def _place(value: float, low: float, high: float, start: int, end: int) -> float:
-    """Returns where a value lies between two pixels; in their middle if all values are equal."""
+def _scale(value: float, low: float, high: float, start: int, end: int) -> float:
+    """Returns a value's coordinate between two pixels; their middle if all values are equal."""
     share = (value - low) / (high - low) if high > low else 0.5
     return start + share * (end - start)

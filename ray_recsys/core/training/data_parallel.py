@@ -14,7 +14,7 @@ _ONE_BUCKET_MB = 1 << 20
 
 
 class GradientBucket(Protocol):
-    """What DDP gives to a communication hook."""
+    """DDP's argument to a communication hook."""
 
     def buffer(self) -> Tensor:
         """Returns the gradients as one flat tensor."""

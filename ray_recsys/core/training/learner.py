@@ -1,9 +1,9 @@
 """A worker's optimizer step: dense, where it updates all parameters, or sparse, where it updates the batch's rows.
 
 The sparse step finds the distinct rows of the batch, gathers them into small tables, and runs the model's loss on those
-with the indices renumbered; the model need not know. So what is computed per row of a table, as the item half of
-NeuMF's first layer, is computed once per distinct item. Of several workers each has the rows of its own users alone,
-which are never sent; rows of items are the same on all.
+with renumbered indices, transparently to the model. Work per table row, such as the item half of NeuMF's first layer,
+is done once per distinct item. Of several workers each has the rows of its own users alone, which are never sent; rows
+of items are the same on all.
 
 Shapes: n distinct rows of a batch, W columns of all tables of a kind side by side.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,14 +23,15 @@ from ray_recsys.core.arrays import Integers
 from ray_recsys.core.models.contract import USERS, GradientModel, TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.data_parallel import copy_from_first, sum_over_workers
+from ray_recsys.core.training.device_copies import to_tensors
 from ray_recsys.core.training.row_adam import RowAdam
 from ray_recsys.core.training.rows import RowFinder, TouchedRows
 
 
 class Learner(Protocol):
-    """What makes optimizer steps."""
+    """Makes optimizer steps."""
 
-    def step(self, batch: Batch, learning_rate: float) -> Tensor:
+    def step(self, batch: Batch | TensorBatch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device. Every worker must call it."""
         ...
 
@@ -71,12 +71,12 @@ class DenseLearner:
         self._precision = recipe.precision
         self._loss = wrap(model)
 
-    def step(self, batch: Batch, learning_rate: float) -> Tensor:
+    def step(self, batch: Batch | TensorBatch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
         with computing_in(self._precision, self._device):
-            loss: Tensor = self._loss(to_tensors(batch, self._device))
+            loss: Tensor = self._loss(to_tensors(batch, self._device) if isinstance(batch, Batch) else batch)
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()
@@ -92,7 +92,7 @@ class DenseLearner:
 
 @dataclass(frozen=True, slots=True)
 class SparseGradients:
-    """What a sparse step has computed."""
+    """Result of a sparse step."""
 
     loss: Tensor
     """This worker's share."""
@@ -133,8 +133,9 @@ class SparseLearner:
         """The state of this worker's rows of users."""
         return self._tables[USERS].optimizer
 
-    def step(self, batch: Batch, learning_rate: float) -> Tensor:
+    def step(self, batch: Batch | TensorBatch, learning_rate: float) -> Tensor:
         """Makes a step; returns this worker's share of the loss, on the device."""
+        assert isinstance(batch, Batch), "rows are found on the host"
         found = self.gradients(batch)
         for field, (rows, gradients) in found.rows.items():
             self._tables[field].optimizer.update(rows, gradients, learning_rate)
@@ -202,19 +203,3 @@ class _Tables:
         widths = zip(self._tables, self.optimizer.widths, strict=True)
         own = [gradients[name].view(len(touched.own), width) for name, width in widths]
         return touched.rows, touched.total(torch.cat(own, dim=1))
-
-
-def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
-    """Returns a batch on a device."""
-
-    def tensor(array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    return TensorBatch(
-        tensor(batch.user_idx),
-        tensor(batch.item_idx),
-        tensor(batch.weight),
-        None if batch.rating is None else tensor(batch.rating),
-        batch.global_batch_size,
-        None if batch.recent is None else tensor(batch.recent),
-    )

@@ -1,4 +1,4 @@
-"""Keeps a run, or a pipeline's output, to one process: a lock on a local disk, a renewed lease in an object store."""
+"""Exclusive access to a run or a pipeline's output: a lock on a local disk, a renewed lease in an object store."""
 
 import fcntl
 import json
@@ -24,9 +24,9 @@ _RENEWALS = 4  # in the time of a lease, so that some may fail
 
 @contextmanager
 def leased(path: LocationLike) -> Iterator[None]:
-    """Keeps a run, or a pipeline's output, to this process during the block.
+    """Gives this process exclusive access to a run or a pipeline's output during the block.
 
-    A killed process no longer holds it: at once on a local disk, or if it ran on this machine; else after a minute.
+    A killed process loses it: at once on a local disk or on the same machine, otherwise after a minute.
 
     Raises:
         ArtifactError: Another process holds it; names the process.
@@ -80,7 +80,7 @@ def _renewed(location: Location) -> Iterator[None]:
 
 
 class _Keeper(threading.Thread):
-    """Renews a lease until it is stopped or somebody else holds it."""
+    """Renews a lease until it is stopped or another process holds it."""
 
     def __init__(self, location: Location, held: Pointer) -> None:
         super().__init__(daemon=True, name="lease")

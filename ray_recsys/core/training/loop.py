@@ -1,4 +1,4 @@
-"""The loop over epochs of one process alone, or of each worker of a torch process group."""
+"""The epoch loop of a single process, or of each worker of a torch process group."""
 
 import math
 import time
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ray_recsys.core.arrays import Float64s
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.evaluation.metric_sums import MetricSums
+from ray_recsys.core.models.contract import TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
 from ray_recsys.core.training.data_parallel import is_group
 from ray_recsys.core.training.trainer import EpochRecord, PartialEpoch, Trainer
@@ -26,7 +27,7 @@ _MAX_UNREAD_LOSSES = 1024
 class EpochFeed(Protocol):
     """A worker's batches."""
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch] | Iterator[TensorBatch]:
         """Yields an epoch's batches from a step on: the same number on every worker, empty ones included."""
         ...
 
@@ -85,13 +86,13 @@ def _is_out_of_time(trainer: Trainer) -> bool:
 def _train_epoch(
     trainer: Trainer, feed: EpochFeed, seed: int, on_checkpoint: Callable[[], None] | None
 ) -> PartialEpoch:
-    """Steps through the rest of an epoch; returns what the whole of it came to."""
+    """Runs the remaining steps of an epoch; returns the sums of the whole epoch."""
     progress, every_s = trainer.progress, trainer.recipe.checkpoint_every_s
     epoch, rank = progress.num_epochs + 1, dist.get_rank() if is_group() else 0
     epoch_seed = derive_key(seed, _DROPOUT, epoch, rank)
     part, timer = _Part(trainer), _CheckpointTimer(every_s, trainer.device)
     trainer.model.train()
-    for batch in feed.batches(epoch, progress.partial.num_steps):
+    for batch in trainer.ahead(feed.batches(epoch, progress.partial.num_steps)):
         # Dropout draws from torch's global generator; seeded at each step, it is the same after a restart.
         _seed(trainer.device, (epoch_seed + _SEED_STRIDE * progress.num_steps) % 2**64)
         part.add(batch, trainer.step(batch))
@@ -122,9 +123,9 @@ class _Part:
         self._losses: list[Float64s] = []
         self._start_s = time.perf_counter()
 
-    def add(self, batch: Batch, loss: torch.Tensor) -> None:
+    def add(self, batch: Batch | TensorBatch, loss: torch.Tensor) -> None:
         """Counts a step."""
-        self._num_pairs += batch.item_idx.size
+        self._num_pairs += batch.num_pairs
         self._sizes.append(batch.global_batch_size)
         self._unread.append(loss)
         if len(self._unread) == _MAX_UNREAD_LOSSES:

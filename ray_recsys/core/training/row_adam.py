@@ -2,8 +2,8 @@
 
 The update is lazy: a row that a step does not touch keeps its weights, its moments and its step count. So a row's
 moments average over the steps that touched it, and bias correction counts those steps alone. Where every step touches
-every row, this is Adam itself. Elsewhere it differs: Adam goes on moving a row by its momentum after the last gradient,
-and lets the second moment decay in between, so that a row touched every n steps moves about sqrt(n) times as far.
+every row, this is Adam itself. Elsewhere it differs: dense Adam keeps moving a row by its momentum after the last
+gradient, and its second moment decays in between, so that a row touched every n steps moves about sqrt(n) times as far.
 
 Shapes: R rows of a table, n rows touched, W columns of all tables side by side.
 
@@ -38,7 +38,7 @@ class RowAdam:
         """Steps that touched each row, int32[R]."""
 
     def state(self) -> dict[str, Tensor]:
-        """Returns what there is beside the tables, by name; shared, not copied."""
+        """Returns the optimizer state by name; shared, not copied."""
         return {"moments": self.moments, "num_steps": self.num_steps}
 
     @torch.no_grad()

@@ -52,13 +52,13 @@ MLFLOW = "mlflow.json"
 _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
 
 _SECTIONS = ("model", "feed", "train")
-"""Recipe sections that decide what a run computes; the others may change when it is resumed."""
+"""Recipe sections that determine a run's result; the others may change on resume."""
 _FREE_KEYS = {"train": {"checkpoint_every_s"}}
 """Keys of these sections that may change too."""
 
 
 class RunStart(BaseModel):
-    """What a run started with; `--resume` continues only with the same."""
+    """Inputs of a run; `--resume` requires the same."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class RunStart(BaseModel):
     """That of the prepared set."""
     recipe: Recipe
     warm_start: WarmStart | None = None
-    """The bundle whose weights it began with; None: a cold start."""
+    """The bundle of the initial weights; None: a cold start."""
 
 
 class RunManifest(RunStart):
@@ -84,7 +84,7 @@ class RunManifest(RunStart):
     refit: bool = False
     """Whether the model was trained again on everything, held-out interactions included."""
     branch_epochs: dict[str, int] = {}
-    """Best epoch of each branch that was trained first, by its name."""
+    """Best epoch of each pre-trained branch, by name."""
 
 
 class TrainResult(BaseModel):
@@ -161,7 +161,7 @@ class Run:
 
 
 def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None = None) -> RunStart:
-    """Returns what a run on a prepared set starts with."""
+    """Returns the inputs of a run on a prepared set."""
     data = prepared.manifest
     return RunStart(
         num_users=data.num_users,
@@ -173,14 +173,14 @@ def start_of(prepared: PreparedSet, recipe: Recipe, warm_start: WarmStart | None
 
 
 def check_refit(prepared: PreparedSet, recipe: Recipe) -> None:
-    """Checks that a refit would not train on a test that is kept in files of its own.
+    """Checks that a refit would not train on a test that is in separate files.
 
     Raises:
         RecipeError: It would.
     """
     if recipe.train.refit and prepared.manifest.split.get("method") == "given":
         raise RecipeError(
-            f"train.refit = true: {prepared.location} has its test in files of its own, on which a refit would train",
+            f"train.refit = true: {prepared.location} has its test in separate files, on which a refit would train",
             remedy="set train.refit = false, or prepare one log with another split.method",
         )
 
@@ -208,7 +208,7 @@ def start_run(path: LocationLike, start: RunStart) -> None:
 
 @contextmanager
 def run_directory(run: Location) -> Iterator[Path]:
-    """Yields a local directory to complete a run in, with what it started with; it is the run once the block ends.
+    """Yields a local directory to complete a run in, and the run's inputs; it becomes the run when the block ends.
 
     A local run is completed in place. The files of another one are uploaded, the manifest last.
     """
@@ -223,7 +223,7 @@ def run_directory(run: Location) -> Iterator[Path]:
 
 
 def read_start(path: LocationLike) -> RunStart:
-    """Returns what an unfinished run started with.
+    """Returns the inputs of an unfinished run.
 
     Raises:
         IntegrityError: Its file cannot be read.
@@ -265,7 +265,7 @@ def can_resume(path: LocationLike, start: RunStart) -> bool:
 
 
 def relevant_sections(recipe: Recipe) -> dict[str, Any]:
-    """Returns the part of a recipe that decides what a run computes."""
+    """Returns the part of a recipe that determines a run's result."""
     return recipe.model_dump(mode="json", include={"seed", *_SECTIONS}, exclude=_FREE_KEYS)
 
 

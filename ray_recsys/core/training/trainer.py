@@ -1,6 +1,6 @@
 """One training run's state and its steps: model, optimizer, learning-rate warm-up, early stopping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ray_recsys.config import TrainRecipe
-from ray_recsys.core.models.contract import GradientModel, Model
+from ray_recsys.core.models.contract import GradientModel, Model, TensorBatch
 from ray_recsys.core.sampling.epoch_stream import Batch
+from ray_recsys.core.training.device_copies import copied_ahead
 from ray_recsys.core.training.learner import DenseLearner, Learner, SparseLearner, is_sparse
 
 
@@ -50,7 +51,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartialEpoch:
-    """What an epoch's first steps came to, over all workers."""
+    """Sums over an epoch's first steps, over all workers."""
 
     num_steps: int = 0
     loss_sum: float = 0.0
@@ -62,7 +63,7 @@ class PartialEpoch:
 
 @dataclass(slots=True)
 class Progress:
-    """The epochs and steps that a run has behind it."""
+    """The epochs and steps that a run has completed."""
 
     records: list[EpochRecord] = field(default_factory=list)
     num_steps: int = 0
@@ -83,10 +84,10 @@ class Progress:
 
 
 def is_done(progress: Progress, recipe: TrainRecipe, num_epochs: int | None = None) -> bool:
-    """Whether a training has nothing left to do: all epochs ran, or validation stopped improving.
+    """Whether training is complete: all epochs ran, or validation stopped improving.
 
     Args:
-        progress: What it has behind it.
+        progress: Completed epochs and steps.
         recipe: Its epochs and patience.
         num_epochs: Epochs instead of the recipe's.
     """
@@ -134,7 +135,7 @@ class Trainer:
         else:
             self.learner = DenseLearner(self.model, recipe, wrap)
         self.average: AveragedModel | None = None
-        """The mean of the weights over steps, where `ema_decay` asks for it; its first step is a copy of the model."""
+        """The mean of the weights over steps, with `ema_decay`; its first step is a copy of the model."""
         if recipe.ema_decay is not None:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self._num_steps = steps_per_epoch * recipe.epochs
@@ -150,7 +151,7 @@ class Trainer:
         """Whether all epochs ran, or validation has not improved for `early_stopping_epochs`."""
         return is_done(self.progress, self.recipe, self._num_epochs)
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch | TensorBatch) -> Tensor:
         """Makes one optimizer step; returns this worker's share of the loss, on the device.
 
         A step may have no positives on any worker, where a batch is smaller than the number of workers; it is skipped.
@@ -169,6 +170,11 @@ class Trainer:
         if self.average is None or not self.average.n_averaged:
             return self.model.export()
         return cast("GradientModel", self.average.module).export()
+
+    def ahead(self, batches: Iterable[Batch | TensorBatch]) -> Iterable[Batch | TensorBatch]:
+        """Returns the batches as `step` takes them; copied to a GPU while the step before runs."""
+        is_copied = self.device.type == "cuda" and isinstance(self.learner, DenseLearner)
+        return copied_ahead(batches, self.device) if is_copied else batches
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""

@@ -1,4 +1,4 @@
-"""Trials of a search over recipes: their table, and the order of their worth."""
+"""Trials of a search over recipes: their table and ranking."""
 
 import csv
 import math

@@ -25,7 +25,7 @@ class UserShares:
     def of(cls, prepared: PreparedSet, *, rank: int, world_size: int) -> Self:
         """Returns the shares of all workers, about equal in positives.
 
-        In a process group each worker looks for the begin of its own share in one partition, and every worker must call
+        In a process group each worker locates the start of its own share in one partition, and every worker must call
         this; otherwise one process looks for all.
         """
         if is_group():

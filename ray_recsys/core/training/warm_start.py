@@ -1,4 +1,4 @@
-"""Warm start: a model in training begins with what a bundle knows of the users and items that both have.
+"""Warm start: training starts from a bundle's weights for the users and items that both have.
 
 Rows of known users and items are copied by their ids; all other parameters are copied too. A new user's row is a mean
 over the items of the history: of each item, the mean row of the known users who have it. So a fold-in is two sparse
@@ -45,7 +45,7 @@ class WarmStart(BaseModel):
     bundle: Location
     version: str
     refit: bool
-    """Whether its model has seen held-out interactions: validation is then too good."""
+    """Whether its model was trained on held-out interactions: validation is then optimistic."""
 
     @classmethod
     def open(cls, path: LocationLike, recipe: Recipe) -> Self:
@@ -78,7 +78,7 @@ class WarmStart(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of the new data a bundle knows."""
+    """Overlap of a bundle with the new data."""
 
     known_users: int
     num_users: int
@@ -95,7 +95,7 @@ class Coverage:
 def warm_start(
     model: GradientModel, source: LocationLike, prepared: PreparedSet, own_users: range | None = None
 ) -> Coverage:
-    """Replaces a model's initial parameters by those of a bundle; every worker comes to the same.
+    """Replaces a model's initial parameters by those of a bundle; all workers get the same values.
 
     Args:
         model: Just built, on any device.
@@ -104,7 +104,7 @@ def warm_start(
         own_users: The users whose rows the model has; None: all.
 
     Raises:
-        ArtifactError: The bundle knows none of the users and items.
+        ArtifactError: The bundle has none of the users and items.
         IntegrityError: The bundle's files are missing, damaged or of another model.
     """
     location = Location.of(source)
@@ -119,7 +119,7 @@ def warm_start(
     item_ids = [prepared.read_items()["item_id"]]
     items = _Side.of(item_ids, Vocabulary.open(copy.path / VOCABULARY), [parameters[name] for name in item_tables])
     if not (users.is_known.any() or items.is_known.any()):
-        raise ArtifactError(f"{source} knows none of the users and items of {prepared.location}")
+        raise ArtifactError(f"{source} has none of the users and items of {prepared.location}")
     if not (users.is_known.all() and items.is_known.all()):
         _fill_new_rows(users, items, prepared)
     found = {name: values for name, values in parameters.items() if name not in (*user_tables, *item_tables)}

@@ -1,1 +1,1 @@
-"""What the commands do with models: fit, evaluate, publish, recommend, score."""
+"""Workflows of the commands: fit, evaluate, publish, recommend, score."""

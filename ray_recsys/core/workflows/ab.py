@@ -1,6 +1,6 @@
-"""Reads the result of an experiment: what the users of each arm did with what they were shown.
+"""Analysis of an A/B test: how users of each arm responded to their recommendations.
 
-An impression hits if its user interacts with one of its items within a window after it; a user's value is the part of
+An impression hits if its user interacts with one of its items within a window after it; a user's value is the share of
 the impressions that hit, so that a user of many requests counts once. Intervals are those of a bootstrap over users
 (see `evaluation.bootstrap`); the arms have different users, so their resamples are independent.
 
@@ -40,7 +40,7 @@ class ArmResult(BaseModel):
     num_impressions: int
     num_hits: int
     hit_rate: Interval
-    """Mean over users of the part of their impressions that hit."""
+    """Mean over users of the share of their impressions that hit."""
     difference: Interval | None
     """From arm A; None: it is A, or A has no users."""
 
@@ -60,7 +60,7 @@ class AbResult(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What a group of users adds to the result, by arm."""
+    """Sums of a group of users by arm."""
 
     counts: dict[str, Int64s]
     """Users, impressions, hits."""
@@ -160,7 +160,7 @@ class _ReadGroup:
     seed: int
 
     def __call__(self, number: int) -> _Group:
-        """Returns what the users of a group add."""
+        """Returns the sums of a group's users."""
         shown = self._rows(_dataset([self.impressions], _COLUMNS), _COLUMNS, "user_id", number)
         names = (self.columns.user, self.columns.item, self.columns.time)
         done = self._rows(_dataset(self.log, names), names, self.columns.user, number)

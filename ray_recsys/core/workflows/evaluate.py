@@ -1,4 +1,4 @@
-"""Evaluation of runs and bundles beside the baselines: every model on the same users and candidates.
+"""Evaluation of runs, bundles and the baselines: every model on the same users and candidates.
 
 The users are divided into units that run as independent tasks (see `evaluation_units`).
 """
@@ -103,13 +103,13 @@ def _scorers(
     *,
     baselines: bool,
 ) -> Scorers:
-    """Returns the models by label, with the baselines that stand beside them."""
-    beside = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
-    return Scorers(_labelled(opened), beside, executor.num_cpus)
+    """Returns the models and the baselines by label."""
+    shared = executor.share(_baselines(opened, prepared, recipe, executor, seed) if baselines else {})
+    return Scorers(_labelled(opened), shared, executor.num_cpus)
 
 
 def _sizes(total: UnitResult, prepared: PreparedSet, split: Split) -> dict[str, Any]:
-    """Returns the split, and how many users, held-out items and candidates were ranked: the same for every model."""
+    """Returns the split, and the numbers of ranked users, held-out items and candidates: the same for every model."""
     first = next(iter(total.sums.values())).total if total.sums else MetricSums()
     if not first.num_users:
         raise EmptyDataError(
@@ -159,7 +159,7 @@ def _read_lists(path: LocationLike, prepared: PreparedSet, report: Reporter) -> 
 def _baselines(
     opened: Sequence[TrainedModel], prepared: PreparedSet, recipe: EvaluateRecipe, executor: Executor, seed: int
 ) -> dict[str, Scorer]:
-    """Returns the mean rating beside models of ratings, Popularity, recent or all, and Random, by label."""
+    """Returns the baselines by label: Popularity, recent or all, Random and, for models of ratings, mean rating."""
     baselines: dict[str, Scorer] = {}
     if any(model.predicts_ratings for model in opened):
         baselines[MEAN_RATING] = fit_mean_rating(prepared, executor)
@@ -186,7 +186,7 @@ def _schema(prepared: PreparedSet, recipe: EvaluateRecipe, split: Split, seed: i
 
 
 def _labelled(models: Sequence[TrainedModel]) -> dict[str, TrainedModel]:
-    """Returns the models by label; a label that two models share is told apart by the directory's name."""
+    """Returns the models by label; a label that two models share is disambiguated by the directory's name."""
     labels = [MODELS[model.name].label for model in models]
     pairs = list(zip(labels, models, strict=True))
     return {label if labels.count(label) == 1 else f"{label} ({model.path.name})": model for label, model in pairs}

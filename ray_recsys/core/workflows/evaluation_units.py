@@ -44,7 +44,7 @@ class UnitResult:
     """Users with held-out items, whether or not they are in the sample."""
     two_stage: dict[str, MetricSums] = field(default_factory=dict)
     rankings: tuple[pa.RecordBatch, ...] = ()
-    """Rows of the rankings file, which do not add up: they are written as they come."""
+    """Rows of the rankings file, which are not summed but written as they arrive."""
 
     def __add__(self, other: Self) -> Self:
         """Returns the result over the users of both, who must be different ones."""
@@ -189,7 +189,7 @@ class SplitUsers:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A file of a prepared set, told apart from others at the same location by its digest."""
+    """A file of a prepared set, distinguished from others at the same location by its digest."""
 
     root: Location
     name: str

@@ -1,4 +1,4 @@
-"""Fits a model that needs no epochs, and leaves a run like any other training."""
+"""Fits a model without epochs and writes a run, as training does."""
 
 import shutil
 import time
@@ -32,7 +32,7 @@ def fit(
     resume: bool = False,
     report: Reporter = silent,
 ) -> TrainResult:
-    """Fits the recipe's model on the training interactions and leaves a finished run.
+    """Fits the recipe's model on the training interactions and writes a finished run.
 
     Args:
         prepared: The prepared set.

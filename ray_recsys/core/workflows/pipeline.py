@@ -1,11 +1,11 @@
-"""The whole way from a log to a live bundle: prepare → train → evaluate → (refit →) publish, from one recipe.
+"""The pipeline from a log to a live bundle: prepare → train → evaluate → (refit →) publish, from one recipe.
 
-    prepared-<digest>/  run-<digest>/  refit-<digest>/    what the stages write, named by the digest of their inputs
+    prepared-<digest>/  run-<digest>/  refit-<digest>/    outputs of the stages, named by the digest of their inputs
     stages/<stage>.json                                   inputs, digest, result and time of each stage
     recipe.toml                                           the recipe, as `--recipe` reads it
 
-A stage whose output is there is skipped, an unfinished training resumed. What earlier inputs led to is removed at the
-end of a run whose model is live, not of one that the gate refused.
+A stage whose output exists is skipped, unfinished training is resumed. Outputs of earlier inputs are removed at the end
+of a run, unless the gate rejected its model.
 """
 
 import re
@@ -55,7 +55,7 @@ class Trainer(Protocol):
     def train(
         self, data: Location, output: Location, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
     ) -> TrainResult:
-        """Trains the recipe's model and leaves a finished run."""
+        """Trains the recipe's model and writes a finished run."""
         ...
 
     def refit(
@@ -66,14 +66,15 @@ class Trainer(Protocol):
         cluster: ClusterRecipe,
         executor: Executor,
         *,
+        resume: bool,
         report: Reporter,
     ) -> TrainResult:
-        """Trains a finished run's model again on everything."""
+        """Retrains a finished run's model on all interactions."""
         ...
 
 
 class PipelineResult(BaseModel):
-    """What a run of the pipeline did, and what is live now."""
+    """The stages of a pipeline run, and the live version."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,7 +96,7 @@ class PipelineResult(BaseModel):
 
 @dataclass(slots=True)
 class Pipeline:
-    """One run of the pipeline: its parameters, and what its stages have done so far."""
+    """One run of the pipeline: its parameters, and the results of its stages so far."""
 
     output: Location
     registry: Location
@@ -111,16 +112,16 @@ class Pipeline:
     def run(
         self, inputs: Sequence[str], *, items: str | None = None, test: Sequence[str] = (), force: bool = False
     ) -> PipelineResult:
-        """Runs the stages whose inputs changed; returns what they did, also where the gate refuses the model.
+        """Runs the stages whose inputs changed; returns their results, even if the gate rejects the model.
 
         Args:
             inputs: Files, folders or URIs of the log.
             items: Side file of titles and categories.
             test: Files of the test interactions, for split.method = "given" alone.
-            force: Publish a model that is worse than the live one, too.
+            force: Publish even a model that is worse than the live one.
 
         Raises:
-            ArtifactError: Another run writes to the output, or what is there is damaged.
+            ArtifactError: Another run writes to the output, or the output is damaged.
             RecsysError: A stage failed; the stages before it are skipped next time.
         """
         with leased(self.output):
@@ -166,7 +167,7 @@ class Pipeline:
         return data
 
     def _train(self, data: Location) -> Location:
-        # a refit is a stage of its own: its model has seen what the evaluation asks for
+        # a refit is a separate stage: its model was trained on the items of the evaluation
         recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"refit": False})})
         made_from = self.stages.after("prepare", {"recipe": runs.relevant_sections(recipe)}, runs.SCHEMA_VERSION)
         run = self.output / f"run-{digest_inputs('train', made_from)}"
@@ -198,11 +199,13 @@ class Pipeline:
     def _refit(self, data: Location, finished: Location) -> Location:
         made_from = self.stages.after("train", {}, runs.SCHEMA_VERSION)
         run = self.output / f"refit-{digest_inputs('refit', made_from)}"
-        status: Status = "skipped" if _state_of(run) == "skipped" else "ran"
+        status, cluster = _state_of(run), self.recipe.cluster
 
         def make() -> None:
-            delete_tree(run)
-            self.trainer.refit(finished, data, run, self.recipe.cluster, self.executor, report=self.report)
+            if status == "ran":
+                delete_tree(run)  # killed before it was a run that can be resumed
+            resume = status == "resumed"
+            self.trainer.refit(finished, data, run, cluster, self.executor, resume=resume, report=self.report)
 
         self.stages.go("refit", made_from, make, lambda: _describe(run), status=status)
         return run
@@ -214,7 +217,7 @@ class Pipeline:
         trained: Stage = "refit" if self.recipe.train.refit else "train"
         made_from = self.stages.after(trained, given, bundle.SCHEMA_VERSION)
         found = StageRecord.read(self.output, "publish", digest_inputs("publish", made_from))
-        # Whoever rolled the registry back since then wants the other version live: it is not published again.
+        # The registry may have been rolled back since then: the version is not published again.
         if found is not None and found.result["version"] in home.versions():
             self.stages.go("publish", made_from, lambda: None, lambda: found.result, status="skipped")
             return None, None
@@ -234,7 +237,7 @@ class Pipeline:
         return gate, None
 
     def _remove_superseded(self) -> None:
-        """Removes what the stages of earlier runs wrote from other inputs."""
+        """Removes the outputs of earlier runs with other inputs."""
         kept = {record.digest for record in self.stages.records}
         for name in list_folder(self.output):
             if _OUTPUT.fullmatch(name) and name.rpartition("-")[2] not in kept:
@@ -243,7 +246,7 @@ class Pipeline:
 
 
 def _state_of(run: Location) -> Status:
-    """Returns what there is to do about a run: nothing, resume it, or make it."""
+    """Returns the action for a run: none, resume it, or start it."""
     return "skipped" if is_file(run / MANIFEST) else "resumed" if is_unfinished(run) else "ran"
 
 

@@ -1,6 +1,6 @@
 """Publishing: a run's model becomes the live bundle of a registry.
 
-Until the last step the registry's live bundle stays as it was, whatever fails.
+The registry's live bundle is unchanged until the last step, whatever fails.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from ray_recsys.storage.location import Location, LocationLike
 
 
 class GateResult(BaseModel):
-    """A model's validation metric beside the live one's."""
+    """Comparison of a model's validation metric with the live one's."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,11 +38,11 @@ class GateResult(BaseModel):
 
     @property
     def is_worse(self) -> bool:
-        """Whether the new model is below the required part of the live one's metric."""
+        """Whether the new model is below the required fraction of the live one's metric."""
         return self.new is not None and self.live is not None and self.new < self.min_ratio * self.live
 
     def describe(self) -> str:
-        """Returns the comparison in words."""
+        """Returns the comparison as text."""
         if self.new is None or self.live is None:
             return f"not compared: {self.skipped}"
         compared = f"{self.metric} {self.new:.4f}, the live version has {self.live:.4f}"
@@ -50,12 +50,12 @@ class GateResult(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ArmSpec:
     """The arm that a bundle becomes instead of the live version."""
 
-    arm: str
+    name: str
     percent: float
-    """Part of the users."""
+    """Share of the users."""
     is_shadow: bool = False
 
 
@@ -90,20 +90,20 @@ def publish(
     *,
     recall_run: LocationLike | None = None,
     force: bool = False,
-    beside: Beside | None = None,
+    arm: ArmSpec | None = None,
     report: Reporter = silent,
 ) -> PublishResult:
-    """Builds a bundle of a run's model, checks it and makes it live, or an arm beside the live one.
+    """Builds a bundle of a run's model, checks it and makes it live, or an arm.
 
     Args:
         run: The run whose model reranks.
         data: The prepared set that it was trained on.
-        registry: Where bundles are kept; made if needed.
+        registry: Location of the registry; created if needed.
         recipe: The bundle carries the run's recipe with this section.
         executor: Finds similar items of a large catalogue.
         recall_run: Run of another model that recalls; None: the same model recalls and reranks.
-        force: Publish a model that is worse than the live one, too.
-        beside: The arm that it becomes, whatever its quality; None: it becomes the live version.
+        force: Publish even a model that is worse than the live one.
+        arm: The arm that it becomes, whatever its quality; None: it becomes the live version.
         report: Progress.
 
     Raises:
@@ -119,7 +119,7 @@ def publish(
     opened = Run.open(run)
     gate = compare_with_live(home, opened.manifest.metrics, prepared.manifest.input_fingerprint, recipe)
     report(f"quality gate: {gate.describe()}")
-    if gate.is_worse and not force and beside is None:
+    if gate.is_worse and not force and arm is None:
         message = f"{run}: {gate.describe()}; {home.location} keeps {home.live()}"
         raise WorseModelError(message, remedy="publish with --force, or lower --min-ratio")
     models = _models(reranks, recalls, prepared, recipe, executor)
@@ -134,19 +134,19 @@ def publish(
             refit=reranks.refit or (recalls is not None and recalls.refit),
             parent=home.live(),
         )
-        version = home.publish(staging / "bundle", before, live=beside is None)
-    report(_go_live(home, version, beside))
+        version = home.publish(staging / "bundle", before, live=arm is None)
+    report(_go_live(home, version, arm))
     same = manifest.model_dump(include=_SAME)
     metrics = manifest.metrics["validation"]
     return PublishResult(version=version, path=home.locate(version), metrics=metrics, gate=gate, **same)
 
 
-def _go_live(home: Registry, version: str, beside: Beside | None) -> str:
-    """Makes a version an arm if it is to be one; returns what it is now."""
-    if beside is None:
+def _go_live(home: Registry, version: str, arm: ArmSpec | None) -> str:
+    """Makes a version live or an arm; returns its new role as text."""
+    if arm is None:
         return f"{version} is live in {home.location}"
-    set_arm(home.location, Arm(name=beside.arm, version=version, percent=beside.percent, shadow=beside.is_shadow))
-    return f"{version} is arm {beside.arm} of {home.location}, for {beside.percent:g} % of the users"
+    set_arm(home.location, Arm(name=arm.name, version=version, percent=arm.percent, shadow=arm.is_shadow))
+    return f"{version} is arm {arm.name} of {home.location}, for {arm.percent:g} % of the users"
 
 
 def _models(
@@ -182,7 +182,7 @@ def compare_with_live(
     except ArtifactError as error:  # a damaged version must not stop the one that replaces it
         return skip(f"the live version cannot be read ({error.message})")
     if live.data_fingerprint != data_fingerprint:
-        return skip(f"{version} was made from other data")
+        return skip(f"{version} was built from other data")
     before, now = live.metrics.get("validation", {}).get(recipe.gate_metric), metrics.get(recipe.gate_metric)
     if before is None or now is None:
         return skip(f"{'the run' if now is None else version} has no validation {recipe.gate_metric}")

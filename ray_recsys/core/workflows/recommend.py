@@ -1,37 +1,36 @@
-"""Recommendations for all users of a bundle, or for those of a file, as Parquet files: the lists that HTTP gives."""
+"""Recommendations for all users of a bundle, or for those of a file, as Parquet files: the same lists as over HTTP."""
 
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ray_recsys.core.arrays import ranks_in_rows
-from ray_recsys.core.artifact_writer import table_folder
+from ray_recsys import __version__
 from ray_recsys.core.executor import Executor, Shared
 from ray_recsys.core.recommending.bundle import Bundle
-from ray_recsys.core.recommending.recommender import Query, Recommender
+from ray_recsys.core.recommending.list_rows import USERS_PER_CALL, ListRows
+from ray_recsys.core.recommending.recommender import Recommender
 from ray_recsys.core.table_files import IdFile
+from ray_recsys.core.training.lease import leased
 from ray_recsys.core.vocabulary import Lookup, are_integers, normal_ids
+from ray_recsys.core.workflows.list_parts import ListPart, ListsJob, ListsManifest, PartInfo
 from ray_recsys.errors import DataError
 from ray_recsys.progress import Reporter, silent
-from ray_recsys.storage.files import written_file
 from ray_recsys.storage.location import Location, LocationLike
 
-USERS_PER_FILE = 2048
+_ROWS_PER_GROUP = 131_072
 
 
 class RecommendResult(BaseModel):
-    """What `recommend` wrote."""
+    """Summary of the output of `recommend`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,10 +40,15 @@ class RecommendResult(BaseModel):
     num_users: int
     num_recommendations: int
     sources: dict[str, int]
-    """Users by source, in the API's words: two-stage, or popular for those that the bundle does not know."""
+    """Users by source, as in the API: two-stage, or popular for unknown users."""
     num_unknown_users: int
+    num_parts: int
+    """Files."""
+    num_kept_parts: int
+    """Files that were there already, and are whole."""
     seconds: float
     users_per_s: float
+    """Of the users whose lists were computed."""
 
 
 def recommend(
@@ -57,56 +61,71 @@ def recommend(
     k: int = 10,
     report: Reporter = silent,
 ) -> RecommendResult:
-    """Writes the best k items of users, the same as HTTP gives, to Parquet files in a new directory.
+    """Writes the best k items of users, the same as over HTTP, to a folder of Parquet files; resumes interrupted runs.
 
     Rows are user_id, rank, item_id, score, title (if the bundle has titles), source; users in order of the file given,
-    else of their index; all of a user's rows in one file.
+    else of their index; all of a user's rows in one file. Files that are there already are checked and kept.
 
     Args:
         bundle: Directory of the bundle.
-        output: Directory to make; it appears when it is complete. In an object store, it then has a file `_SUCCESS`.
+        output: Folder, new or of the same job; complete once it has a file `_SUCCESS` (see `list_parts`).
         executor: Runs a task per file.
-        num_candidates: Items that recall hands to rerank.
-        users: File with a user_id column, or a .txt file of one id per line; repeated ids count once. A user whom the
-            bundle does not know gets popular items. None: all users of the bundle.
+        num_candidates: Candidates that recall passes to rerank.
+        users: File with a user_id column, or a .txt file of one id per line; repeated ids count once. An unknown
+            user gets popular items. None: all users of the bundle.
         k: Items per user; fewer where the user has seen almost everything.
         report: Progress.
 
     Raises:
-        ArtifactError: The bundle cannot be used, or the output exists.
+        ArtifactError: The bundle cannot be used, or the output has something else or is in use.
         DataError: The file of users cannot be used.
     """
-    start_s = time.monotonic()
+    start_s, folder = time.monotonic(), Location.of(output)
     opened = Bundle.open(bundle)
     user_ids = None if users is None else _read_users(users, is_integer=opened.users.is_integer)
-    num_users = opened.manifest.num_users if user_ids is None else len(user_ids)
-    sources: Counter[str] = Counter()
-    num_rows = 0
-    with table_folder(output) as folder:
-        task = _WriteFile(
-            bundle=Location.of(bundle),
-            version=opened.version,
-            output=folder,
-            users=None if user_ids is None else executor.share(user_ids),
-            num_users=num_users,
-            k=k,
-            num_candidates=num_candidates,
-        )
-        for counts, rows in executor.map(task, -(-num_users // USERS_PER_FILE), stage=f"recommending into {output}"):
-            sources += counts
-            num_rows += rows
-            report(f"{sources.total():,} of {num_users:,} users")
+    job = ListsJob(
+        package=__version__,
+        bundle=opened.version,
+        k=k,
+        num_candidates=num_candidates,
+        users_sha256=None if user_ids is None else _digest_ids(user_ids),
+        num_users=opened.manifest.num_users if user_ids is None else len(user_ids),
+    )
+    job.claim(folder)
+    manifest, num_kept = ListsManifest.read(folder), job.num_parts
+    if manifest is None:
+        task = _WritePart(Location.of(bundle), folder, job, None if user_ids is None else executor.share(user_ids))
+        with leased(folder):
+            parts, num_kept = _run(task, executor, report)
+            manifest = ListsManifest(job=job, parts=parts)
+            manifest.write(folder)
     seconds = time.monotonic() - start_s
     return RecommendResult(
-        output=Location.of(output),
+        output=folder,
         bundle=opened.version,
-        num_users=num_users,
-        num_recommendations=num_rows,
-        sources=dict(sources),
-        num_unknown_users=sources["popular"],
+        num_users=job.num_users,
+        num_recommendations=manifest.num_rows,
+        sources=dict(manifest.sources),
+        num_unknown_users=manifest.sources["popular"],
+        num_parts=job.num_parts,
+        num_kept_parts=num_kept,
         seconds=round(seconds, 3),
-        users_per_s=round(num_users / seconds, 1),
+        users_per_s=round(max(0, job.num_users - num_kept * job.users_per_part) / seconds, 1),
     )
+
+
+def _run(task: "_WritePart", executor: Executor, report: Reporter) -> tuple[dict[str, PartInfo], int]:
+    """Returns the parts by name, in order, and how many of them were there."""
+    job, folder = task.job, task.folder
+    found: dict[int, PartInfo] = {}
+    num_kept = num_done = 0
+    for number, part, is_kept in executor.map(task, job.num_parts, stage=f"recommending into {folder}"):
+        found[number] = part
+        num_kept += is_kept
+        num_done += sum(part.sources.values())
+        kept = f", {num_kept:,} of {len(found):,} files kept" if num_kept else ""
+        report(f"{num_done:,} of {job.num_users:,} users{kept}")
+    return {ListPart(folder, job, number).name: found[number] for number in range(job.num_parts)}, num_kept
 
 
 def _read_users(path: LocationLike, *, is_integer: bool) -> pa.Array:
@@ -121,45 +140,63 @@ def _read_users(path: LocationLike, *, is_integer: bool) -> pa.Array:
     return column.cast(pa.int64()) if pa.types.is_integer(column.type) or are_integers(column) else column
 
 
+def _digest_ids(ids: pa.Array) -> str:
+    """Returns the sha256 of ids, int64 or large_string, in one chunk."""
+    digest = hashlib.sha256(str(ids.type).encode())
+    if pa.types.is_integer(ids.type):
+        digest.update(ids.to_numpy(zero_copy_only=True))
+        return digest.hexdigest()
+    _, offsets, data = ids.buffers()
+    starts = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    digest.update(starts - starts[0])
+    digest.update(memoryview(data)[starts[0] : starts[-1]])
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
-class _WriteFile:
-    """Writes one file; the same bytes if it runs again."""
+class _WritePart:
+    """Writes one part unless it is there; the same rows if it runs again."""
 
     bundle: Location
-    version: str
-    output: Location
-    users: Shared[pa.Array] | None
-    """Ids; None: all users of the bundle."""
-    num_users: int
-    k: int
-    num_candidates: int
+    folder: Location
+    job: ListsJob
+    user_ids: Shared[pa.Array] | None
+    """None: all users of the bundle."""
 
-    def __call__(self, file: int) -> tuple[Counter[str], int]:
-        """Returns the users by source, and the number of rows written."""
+    def __call__(self, number: int) -> tuple[int, PartInfo, bool]:
+        """Returns the number, what is in the part, and whether it was there."""
+        part = ListPart(self.folder, self.job, number)
+        if (found := part.find()) is not None:
+            return number, found, True
         # Queries are small: a thread per task is faster than all tasks with the threads of all cores.
         torch.set_num_threads(1)
         faiss.omp_set_num_threads(1)
-        recommender = _open_recommender(self.bundle, self.version)
-        table = RecommendationTable(recommender, k=self.k, num_candidates=self.num_candidates)
-        start = file * USERS_PER_FILE
-        ids, users = self._users(recommender.bundle, start, min(start + USERS_PER_FILE, self.num_users))
-        made = table.make(ids, users)
-        with written_file(self.output / f"part-{file:05d}.parquet", durable=False) as path:
-            pq.write_table(made, path, compression="zstd")
-        return Counter({"two-stage": int(users.is_known.sum()), "popular": users.num_unknown}), made.num_rows
+        rows = _open_rows(self.bundle, self.job)
+        sources: Counter[str] = Counter()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            size = max(USERS_PER_CALL, _ROWS_PER_GROUP // self.job.k)
+            for first in part.users[::size]:
+                ids, users = self._users(rows.recommender.bundle, first, min(first + size, part.users.stop))
+                sources.update({"two-stage": int(users.is_known.sum()), "popular": users.num_unknown})
+                yield rows.batch(ids, users)
+
+        ids, _ = self._users(rows.recommender.bundle, part.users.start, part.users.stop)
+        return number, part.write(rows.schema(ids), batches(), sources), False
 
     def _users(self, bundle: Bundle, start: int, stop: int) -> tuple[pa.Array, Lookup]:
-        if self.users is not None:
-            ids = self.users.get()[start:stop]
+        if self.user_ids is not None:
+            ids = self.user_ids.get()[start:stop]
             return ids, bundle.users.lookup(ids)
         user_idx = np.arange(start, stop)
         return bundle.users.ids_of(user_idx), Lookup(user_idx, np.ones(stop - start, np.bool_))
 
 
 @lru_cache(maxsize=1)
-def _open_recommender(path: Location, version: str) -> Recommender:
-    """A process keeps one bundle open between files."""
-    return Recommender(open_version(path, version))
+def _open_rows(path: Location, job: ListsJob) -> ListRows:
+    """A process keeps one bundle open between parts."""
+    recommender = Recommender(open_version(path, job.bundle))
+    return ListRows.of(recommender, k=job.k, num_candidates=job.num_candidates)
 
 
 def open_version(path: Location, version: str) -> Bundle:
@@ -167,45 +204,3 @@ def open_version(path: Location, version: str) -> Bundle:
     bundle = Bundle.open(path)
     assert bundle.version == version, (bundle.version, version)
     return bundle
-
-
-class RecommendationTable:
-    """Makes tables with columns user_id, rank (from 1), item_id, score, title (if the bundle has titles), source."""
-
-    def __init__(self, recommender: Recommender, *, k: int, num_candidates: int) -> None:
-        self._recommender = recommender
-        self._items = recommender.bundle.catalogue.table
-        self._k, self._num_candidates = k, num_candidates
-        self._popular = recommender.recommend(Query(k=k, num_candidates=num_candidates))
-
-    def make(self, user_ids: pa.Array, users: Lookup) -> pa.Table:
-        """Returns the best k items of each user, users in the order given; an unknown user gets popular items.
-
-        Args:
-            user_ids: Ids of the users, as they are to be written.
-            users: Their indices.
-        """
-        known = zip(users.idx.tolist(), users.is_known.tolist(), strict=True)
-        answers = [
-            self._recommender.recommend(Query(idx, k=self._k, num_candidates=self._num_candidates))
-            if is_known
-            else self._popular
-            for idx, is_known in known
-        ]
-        lengths = np.array([len(answer.item_idx) for answer in answers], np.int64)
-        rows = np.repeat(np.arange(len(answers)), lengths)
-        items = pa.array(_concatenate([answer.item_idx for answer in answers], np.int32))
-        columns = {
-            "user_id": user_ids.take(pa.array(rows)),
-            "rank": pa.array(ranks_in_rows(lengths) + 1, pa.int32()),
-            "item_id": self._items["item_id"].take(items),
-            "score": pa.array(_concatenate([answer.scores for answer in answers], np.float32)),
-        }
-        if "title" in self._items.column_names:
-            columns["title"] = self._items["title"].take(items)
-        sources = pa.array([answer.source for answer in answers], pa.string())
-        return pa.table({**columns, "source": sources.take(pa.array(rows))})
-
-
-def _concatenate(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *parts])

@@ -1,4 +1,4 @@
-"""What answering one user costs with a trained model: milliseconds of both stages and of folding in, on one thread."""
+"""Cost of a request for one user with a trained model: milliseconds of both stages and of folding in, on one thread."""
 
 import statistics
 import time

@@ -21,7 +21,7 @@ from ray_recsys.storage.location import Location, LocationLike
 
 
 class ScoreResult(BaseModel):
-    """What `score` wrote."""
+    """Summary of the output of `score`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +30,7 @@ class ScoreResult(BaseModel):
     """Version."""
     num_rows: int
     num_unknown: int
-    """Rows whose user or item the bundle does not know: their score is null."""
+    """Rows with an unknown user or item: their score is null."""
     seconds: float
 
 
@@ -119,7 +119,7 @@ class PairScorer:
         self._model = bundle.load_model()
 
     def score(self, user_ids: pa.Array, item_ids: pa.Array) -> pa.Array:
-        """Returns the score of each pair, float32; null where the bundle does not know the user or item.
+        """Returns the score of each pair, float32; null for an unknown user or item.
 
         Raises:
             DataError: The ids are neither integers nor strings.

@@ -1,4 +1,4 @@
-"""What a stage of the pipeline was made from: the digest that names its output, and the record that it leaves.
+"""Inputs of pipeline stages: the digests that name their outputs, and the records of their results.
 
 A log's files are identified by name, size and content where reading them is cheap (local files of up to 64 MiB), and
 otherwise by name, size and time of modification. A rewritten file of the same content then needs no rerun.
@@ -39,7 +39,7 @@ class StageRecord(BaseModel):
 
     stage: Stage
     digest: str
-    """Of `inputs`: equal means that the stage would give the same again."""
+    """Of `inputs`: if equal, the stage would give the same result."""
     inputs: dict[str, Any]
     """Files, digests of earlier stages, recipe sections, and versions of the package and of what it writes."""
     status: Status
@@ -62,7 +62,7 @@ class StageRecord(BaseModel):
 
 
 class Stages:
-    """Runs stages one after the other, skips those that are done, and keeps their records."""
+    """Runs stages in order, skips completed ones, and keeps their records."""
 
     def __init__(self, output: Location, report: Reporter) -> None:
         self.records: list[StageRecord] = []
@@ -70,7 +70,7 @@ class Stages:
         self._report = report
 
     def after(self, stage: Stage, given: Mapping[str, Any], schema_version: int) -> dict[str, Any]:
-        """Returns the inputs of a stage that continues from what an earlier one of this run made."""
+        """Returns the inputs of a stage that depends on an earlier one of this run."""
         (before,) = (record.digest for record in self.records if record.stage == stage)
         return with_version({stage: before, **given}, schema_version)
 
@@ -93,7 +93,7 @@ class Stages:
         record = StageRecord(
             stage=stage, digest=digest, inputs=made_from, status=status, seconds=seconds, result=result()
         )
-        if status != "refused":  # else the record of what is live would be lost
+        if status != "refused":  # otherwise the record of the live version would be lost
             record.write(self._output)
         self.records.append(record)
 
@@ -109,7 +109,7 @@ def with_version(inputs: Mapping[str, Any], schema_version: int) -> dict[str, An
 
 
 def identify_files(files: Sequence[LogFile]) -> list[dict[str, Any]]:
-    """Returns what identifies each file; see the module."""
+    """Returns the identity of each file; see the module."""
     return [{"file": file.uri, "format": file.format, "bytes": file.bytes, **_content(file)} for file in files]
 
 

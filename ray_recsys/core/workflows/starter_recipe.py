@@ -1,4 +1,4 @@
-"""A first recipe for a log that nobody has described: each guess has its reason and the alternatives beside it."""
+"""A first recipe for an undescribed log: each guess is commented with its reason and the alternatives."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _SHIPPED_SERVE_CONFIG = Path(__file__).parents[2] / "recipes" / SERVE_CONFIG
 
 
 class StarterFiles(BaseModel):
-    """What was written, and the columns that were chosen."""
+    """The written files and the chosen columns."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ def write_starter(directory: Path, inputs: Sequence[str], known: InputRecipe) ->
         known: Columns of users and items that are set in it are not guessed.
 
     Raises:
-        InputError: One of the files is there already.
+        InputError: One of the files exists already.
         DataError: The log cannot be read, or has no column for users or items.
     """
     recipe, config = directory / RECIPE, directory / SERVE_CONFIG
@@ -73,7 +73,7 @@ def _serve_config() -> str:
 def _lines(sample: LogSample, guess: LogGuess, inputs: Sequence[str]) -> Iterator[str]:
     yield f"# A recipe for {', '.join(inputs)}, by `ray-recsys init`."
     yield "# Its lines are guesses: read them, then try `ray-recsys recipe check --recipe THIS_FILE --input LOG`."
-    yield "# `ray-recsys recipe explain SECTION` says what else can be set."
+    yield "# `ray-recsys recipe explain SECTION` lists the other settings."
     yield "#"
     yield f"# Columns in the first {sample.num_rows:,} rows of {sample.file.uri}:"
     width = max(len(column.name) for column in sample.columns)

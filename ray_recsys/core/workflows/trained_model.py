@@ -18,7 +18,7 @@ from ray_recsys.storage.location import Location, LocationLike
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """Where a checked model is and what it was trained on."""
+    """Location of a checked model and its training data."""
 
     path: Location
     """Of the run or bundle."""
@@ -27,7 +27,7 @@ class TrainedModel:
     name: str
     """As in the registry of models."""
     version: str
-    """Tells the models apart that are at a path one after the other."""
+    """Distinguishes successive models at the same path."""
     num_users: int
     num_items: int
     input_fingerprint: str
@@ -57,7 +57,10 @@ class TrainedModel:
             made, files = opened.manifest, opened.files
             version, fingerprint = made.created_at, made.input_fingerprint
         else:
-            raise ArtifactError(f"{path} is neither a run nor a bundle", remedy="give what `train` or `publish` wrote")
+            raise ArtifactError(
+                f"{path} is neither a run nor a bundle",
+                remedy="give an output of `train` or `publish`",
+            )
         return cls(
             path=path,
             files=tuple(
@@ -79,7 +82,7 @@ class TrainedModel:
         return self._load(bundle.MODEL)
 
     def load_recall(self) -> Model | None:
-        """Returns the model that recalls, in a bundle that has one of its own; None: the model recalls for itself."""
+        """Returns the model that recalls, in a bundle with a separate one; None: the same model recalls."""
         return self._load(bundle.RECALL_MODEL) if any(self._files_in(bundle.RECALL_MODEL)) else None
 
     def _load(self, folder: str) -> Model:

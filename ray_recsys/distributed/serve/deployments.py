@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -14,7 +15,7 @@ from ray_recsys.config import ServeRecipe
 from ray_recsys.core.recommending.bundle import Bundle
 from ray_recsys.core.recommending.guard import check_answers, read_smoke
 from ray_recsys.core.recommending.recommender import Query, Recaller, Recommender, Reranker
-from ray_recsys.serving.api import Api
+from ray_recsys.serving.api import SCRAPE_S, Api
 from ray_recsys.serving.app import make_app
 from ray_recsys.serving.bundles import BundleCache, no_stage
 from ray_recsys.serving.live import LiveBundle
@@ -27,7 +28,7 @@ S = TypeVar("S", bound=Recaller | Reranker)
 
 
 class StageReplica(Generic[S]):
-    """One stage in a process of its own. Its methods run on the replica's event loop: a thread costs more than a query.
+    """One stage in its own process. Its methods run on the replica's event loop: a thread costs more than a query.
 
     Args:
         registry: Directory of bundles.
@@ -40,7 +41,7 @@ class StageReplica(Generic[S]):
         self._use(self._cache.load_usable())
 
     def check_health(self) -> None:
-        """Asks a smoke query; Serve replaces a replica that answers otherwise than when its bundle was made."""
+        """Runs a smoke query; Serve replaces a replica whose answer differs from the recorded one."""
         check_answers(self._stage, self._smoke)
 
     async def load(self, version: str) -> None:
@@ -142,10 +143,23 @@ class Ingress:
             stages = HandleStages(recall, rerank, timeout_s=limits.timeout_s)
             live = LiveBundle(BundleCache(registry, no_stage), stages)
         self._api = Api(live, stages, limits, max_calls=max_calls)
+        self._api.all_replicas = self._metrics_of_all
+        self._self: Handle | None = None
 
     def check_health(self) -> None:
         """Raises if new versions are no longer followed; Serve then replaces the replica."""
         self._api.live.check_following()
+
+    async def own_metrics(self) -> list[Metric]:
+        """Returns what this replica has counted; the replica that is scraped asks all."""
+        return self._api.own_metrics()
+
+    async def _metrics_of_all(self) -> list[list[Metric]]:
+        if self._self is None:
+            own = serve.get_replica_context()
+            self._self = serve.get_deployment_handle(own.deployment, own.app_name)
+        answers = await self._self.broadcast("own_metrics").results_async(timeout_s=SCRAPE_S, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the app; Serve calls this after the constructor."""
