@@ -95,7 +95,7 @@ def test_every_row_is_good_or_has_the_first_reason(
     for name, examples in checked.drops.examples.items():
         found = [tuple(example[column] for column in names) for example in examples]
         assert found == [row for row, why in zip(rows, reasons, strict=True) if why == name]
-        assert {example["source"] for example in examples} == {"the log"}
+        assert {example["place"] for example in examples} == {"the log"}
 
 
 @pytest.mark.parametrize(

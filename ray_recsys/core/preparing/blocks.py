@@ -14,6 +14,7 @@ from ray_recsys.core.arrays import Int32s, Int64s
 from ray_recsys.core.exchange import Exchange, Handle
 from ray_recsys.core.preparing.checking import (
     MAX_EXAMPLES,
+    PLACE,
     CheckedRows,
     DropLog,
     IdColumn,
@@ -171,7 +172,7 @@ class _ReadChunk:
 def _check(block: LogBlock, chunk: LogChunk, recipe: InputRecipe) -> CheckedRows:
     is_text_file = chunk.layout is not None and chunk.file.format != "jsonl"
     checked = check_rows(block.table, recipe, is_text_file=is_text_file, source=chunk.file.uri)
-    lines = [{"line": line[:1000], "source": chunk.file.uri} for line in block.malformed[:MAX_EXAMPLES]]
+    lines = [{"line": line[:1000], PLACE: chunk.file.uri} for line in block.malformed[:MAX_EXAMPLES]]
     checked.drops.add("malformed_row", len(block.malformed), lines)
     return checked
 

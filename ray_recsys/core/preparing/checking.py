@@ -23,6 +23,8 @@ IdKind = Literal["integer", "text"]
 """`text`, unless every id of the log is an integer (in a text file: in plain decimal form)."""
 MAX_EXAMPLES = 100
 Example = dict[str, Any]
+PLACE = "place"
+"""Key of the log that a dropped row came from, in the examples: kept for readers of existing prepared sets."""
 
 
 class DropLog:
@@ -155,7 +157,7 @@ class _Reasons:
 
 def _examples(table: pa.Table, rows: Int64s, source: str) -> list[Example]:
     records = table.take(pa.array(rows)).to_pylist() if len(rows) else []
-    return [{**{k: _plain(v) for k, v in record.items()}, "source": source} for record in records]
+    return [{**{k: _plain(v) for k, v in record.items()}, PLACE: source} for record in records]
 
 
 def _plain(value: Any) -> Any:

@@ -99,10 +99,14 @@ def recommend(
             parts, num_kept = _run(task, executor, report)
             manifest = ListsManifest(job=job, parts=parts)
             manifest.write(folder)
-    seconds = time.monotonic() - start_s
+    return _result(folder, manifest, num_kept, time.monotonic() - start_s)
+
+
+def _result(folder: Location, manifest: ListsManifest, num_kept: int, seconds: float) -> RecommendResult:
+    job = manifest.job
     return RecommendResult(
         output=folder,
-        bundle=opened.version,
+        bundle=job.bundle,
         num_users=job.num_users,
         num_recommendations=manifest.num_rows,
         sources=dict(manifest.sources),
