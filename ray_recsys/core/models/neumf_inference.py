@@ -23,8 +23,8 @@ from ray_recsys.core.arrays import Float32s, Int32s, Int64s, Integers
 from ray_recsys.core.executor import Executor
 from ray_recsys.core.models.contract import DenseFactors, RecallSpace, UserFactors
 from ray_recsys.core.models.files import Arrays, Header, save_model_files
-from ray_recsys.core.models.fold_in import ExampleDrawer, fit_user
 from ray_recsys.core.models.neighbours import Neighbours, nearest_by_cosine
+from ray_recsys.core.models.neumf_users import FoldIn, UserRows
 
 if TYPE_CHECKING:
     from ray_recsys.core.models.neumf import NeuMF
@@ -55,59 +55,17 @@ class TrainedNeuMF:
         self._width = network.recipe.gmf_dim
         self._items = _item_rows(network) if item_rows is None else item_rows
         self._block = max(1, _BLOCK_VALUES // network.recipe.mlp_layers[0])
-        self._user_tables = _user_tables(network)
+        self._user_rows = UserRows(network)
 
     def users(self, user_idx: Int64s) -> UserFactors:
         """Returns the factors of trained users, float32[B, D + H1 + 2]."""
-        if self._user_tables is None:
-            return DenseFactors(self._users_of_network(user_idx))
-        gmf, mlp, bias = (table[user_idx] for table in self._user_tables)
-        weight, constant = self._user_layer
-        factors = np.empty((len(gmf), self._width + len(constant) + 2), np.float32)
-        np.multiply(gmf, self._gmf_output, out=factors[:, : self._width])
-        factors[:, self._width] = 1
-        np.add(mlp @ weight, constant, out=factors[:, self._width + 1 : -1])
-        factors[:, -1] = bias + self._global_bias
-        return DenseFactors(factors)
-
-    @torch.inference_mode()
-    def _users_of_network(self, user_idx: Int64s) -> Float32s:
-        network = self._network
-        idx = torch.from_numpy(np.ascontiguousarray(user_idx, np.int64)).to(network.user_gmf.device)
-        recent = None
-        if network.latest_items is not None:
-            recent = torch.from_numpy(np.asarray(network.latest_items[user_idx])).to(idx.device)
-        gmf_BD, hidden_BH = network.user_vectors(idx, recent)
-        bias_B1 = (network.user_bias[idx] + network.global_bias).unsqueeze(1)
-        factors: Float32s = torch.cat([gmf_BD, torch.ones_like(bias_B1), hidden_BH, bias_B1], dim=1).cpu().numpy()
-        return factors
+        return DenseFactors(self._user_rows.factors(user_idx))
 
     def fold_in(self, history: Int32s, user_idx: int | None = None) -> UserFactors | None:
         """Returns the factors of a user with this history; see the module's docstring."""
         if self._network.recent is not None:
-            return DenseFactors(self._with_recent(history, user_idx))
+            return DenseFactors(self._user_rows.with_recent(history, user_idx))
         return DenseFactors(self._fold_in.factors(history, user_idx))
-
-    @torch.inference_mode()
-    def _with_recent(self, history: Int32s, user_idx: int | None) -> Float32s:
-        network, length = self._network, self._network.recipe.recent_items
-        recent = np.full((1, length), -1, np.int64)
-        latest = history[::-1][:length]
-        recent[0, : len(latest)] = latest
-        gmf, mlp, bias = self._mean_user if user_idx is None else self._own(user_idx)
-        gmf_BD, hidden_BH = network.compose_user(gmf[None], mlp[None], torch.from_numpy(recent))
-        parts = [gmf_BD, torch.ones(1, 1), hidden_BH, (bias + network.global_bias).reshape(1, 1)]
-        factors: Float32s = torch.cat(parts, dim=1).numpy()
-        return factors
-
-    def _own(self, user_idx: int) -> tuple[Tensor, Tensor, Tensor]:
-        network = self._network
-        return network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx]
-
-    @cached_property
-    def _mean_user(self) -> tuple[Tensor, Tensor, Tensor]:
-        network = self._network
-        return network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean()
 
     @torch.inference_mode()
     def scores(self, users: UserFactors, item_idx: Integers | None = None) -> Float32s:
@@ -266,84 +224,10 @@ class TrainedNeuMF:
         return header, arrays
 
     @cached_property
-    def _user_layer(self) -> tuple[Float32s, Float32s]:
-        """The user half of the first layer, transposed, and its bias."""
-        return self._network.user_half.weight.detach().numpy().T, self._network.user_half.bias.detach().numpy()
-
-    @cached_property
-    def _global_bias(self) -> np.float32:
-        return np.float32(self._network.global_bias.item())
-
-    @cached_property
-    def _gmf_output(self) -> Float32s:
-        output = self._network.gmf_output
-        return np.ones(self._width, np.float32) if output is None else output.detach().numpy()
-
-    @cached_property
-    def _fold_in(self) -> "_FoldIn":
-        return _FoldIn(self._network)
+    def _fold_in(self) -> FoldIn:
+        return FoldIn(self._network)
 
 
 @torch.inference_mode()
 def _item_rows(network: "NeuMF") -> Tensor:
     return torch.cat([network.item_gmf, network.item_bias.unsqueeze(1), network.item_hidden()], dim=1).cpu()
-
-
-def _user_tables(network: "NeuMF") -> tuple[Float32s, Float32s, Float32s] | None:
-    """Returns the tables that a user's factors are made from, if from these alone and on the CPU."""
-    if network.latest_items is not None or network.user_gmf.device.type != "cpu":
-        return None
-    gmf, mlp, bias = (table.detach().numpy() for table in (network.user_gmf, network.user_mlp, network.user_bias))
-    return gmf, mlp, bias
-
-
-class _FoldIn:
-    """Makes factors from histories, a few milliseconds each."""
-
-    def __init__(self, network: "NeuMF") -> None:
-        self._network = network
-        with torch.inference_mode():
-            ones = torch.ones(network.recipe.gmf_dim)
-            self._output = (ones if network.gmf_output is None else network.gmf_output).numpy()
-            mean_user = [network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean().reshape(1)]
-            self._mean = torch.cat(mean_user).numpy()
-            self._global_bias = float(network.global_bias)
-        self._user_half = network.user_half.weight.detach().numpy()
-        self._user_half_bias = network.user_half.bias.detach().numpy()
-        self._width = network.recipe.gmf_dim
-        self._drawer = ExampleDrawer(network.num_items)
-
-    def factors(self, history: Int32s, user_idx: int | None) -> Float32s:
-        """Returns the factors of a user with these items, oldest first, float32[1, D + H1 + 2]."""
-        examples = self._drawer.examples(history)
-        with torch.no_grad():
-            item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
-        prior = self._mean if user_idx is None else self._trained(user_idx)
-        user = fit_user(prior, examples, lambda user: self._linearise(user, examples.items, item_hidden))
-        gmf, mlp, bias = np.split(user, [self._width, len(user) - 1])
-        parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
-        return np.concatenate(parts).astype(np.float32)[np.newaxis]
-
-    @torch.inference_mode()
-    def _trained(self, user_idx: int) -> Float32s:
-        network = self._network
-        own = [network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx : user_idx + 1]]
-        parameters: Float32s = torch.cat(own).numpy()
-        return parameters
-
-    def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
-        """Returns the logits [C] of a user with items and their derivatives [C, P] by the user's parameters."""
-        gmf, mlp, bias = np.split(user, [self._width, len(user) - 1])
-        with torch.enable_grad():
-            hidden = (item_hidden + torch.from_numpy(self._hidden(mlp))).requires_grad_()
-            mlp_logits = self._network.mlp_head(hidden.clone())
-            (by_hidden,) = torch.autograd.grad(mlp_logits.sum(), hidden)
-        item_gmf = self._network.item_gmf.detach().numpy()[items] * self._output
-        item_bias = self._network.item_bias.detach().numpy()[items] + np.float32(self._global_bias)
-        logits = item_gmf @ gmf + item_bias + bias + mlp_logits.detach().numpy()
-        by_bias = np.ones((len(items), 1), np.float32)
-        return logits, np.concatenate([item_gmf, by_hidden.numpy() @ self._user_half, by_bias], axis=1)
-
-    def _hidden(self, mlp: Float32s) -> Float32s:
-        hidden: Float32s = self._user_half @ mlp + self._user_half_bias
-        return hidden
