@@ -50,7 +50,6 @@ TENSORBOARD = "tensorboard"
 MLFLOW = "mlflow.json"
 
 _NOT_CHECKED = (RAY_STORAGE, LEASE, TENSORBOARD, MLFLOW)
-
 _SECTIONS = ("model", "feed", "train")
 """Recipe sections that determine a run's result; the others may change on resume."""
 _FREE_KEYS = {"train": {"checkpoint_every_s"}}
@@ -228,9 +227,8 @@ def read_start(path: LocationLike) -> RunStart:
     Raises:
         IntegrityError: Its file cannot be read.
     """
-    file = Location.of(path) / STARTED
     try:
-        return RunStart.model_validate_json(read_bytes(file))
+        return RunStart.model_validate_json(read_bytes(file := Location.of(path) / STARTED))
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"{file} cannot be read ({error})", remedy="train again into another directory") from error
 
@@ -271,11 +269,10 @@ def relevant_sections(recipe: Recipe) -> dict[str, Any]:
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     different = [] if before.seed == now.seed else [f"seed = {before.seed}, now {now.seed}"]
-    sections = [recipe.model_dump(include=set(_SECTIONS), exclude=_FREE_KEYS) for recipe in (before, now)]
     for section in _SECTIONS:
-        old, new = (each[section] for each in sections)
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        different += [f"{section}.{key} = {old.get(key)}, now {new.get(key)}" for key in keys]
+        old, new = (recipe.model_dump(include={section}, exclude=_FREE_KEYS)[section] for recipe in (before, now))
+        changed = (key for key in old | new if old.get(key) != new.get(key))
+        different += [f"{section}.{key} = {old.get(key)}, now {new.get(key)}" for key in changed]
     return different
 
 
