@@ -90,7 +90,7 @@ def recommend_routes(api: Api) -> APIRouter:
     @router.get(
         "/v1/recommend/{user_id:path}",
         response_model=RecommendResponse,
-        responses=problems(),
+        responses=problems(404),  # an id with a line break matches no path: POST it
     )
     async def recommend_to_user(user_id: str, k: limited_k = 10, string_ids: StringIds = False) -> Response:
         """Recommends items that a user has not seen."""
