@@ -47,8 +47,7 @@ def worker_feed(
         world_size: Number of workers.
         shares: That of `EpochPlan.make`.
     """
-    num_training = [info.num_training for info in prepared.manifest.partitions]
-    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
+    plan = EpochPlan.of(prepared, recipe, rank=rank, world_size=world_size, shares=shares)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     if resources.placement == "task":
         return EpochStream(plan, _SampleReader(prepared, recipe, resources, sampler), recipe)

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_recsys.config import Recipe, num_recent_items
+from ray_recsys.config import Recipe
 from ray_recsys.core.counter_random import derive_key
 from ray_recsys.core.models.contract import TensorBatch
 from ray_recsys.core.prepared import PreparedSet
 from ray_recsys.core.sampling.device_random import derive_keys, permute, random_bits, scale_to, scale_to_each
 from ray_recsys.core.sampling.epoch_plan import EpochPlan, Piece, Window
+from ray_recsys.core.sampling.epoch_stream import empty_samples
 from ray_recsys.core.sampling.excluded import ExcludedItems
 from ray_recsys.core.sampling.negatives import ATTEMPT_STRIDE, NEGATIVES, NUM_ATTEMPTS
-from ray_recsys.core.sampling.positives import ItemsBefore, Positives, needed_columns
+from ray_recsys.core.sampling.positives import ItemsBefore, Positives, Samples, needed_columns
 from ray_recsys.errors import RecipeError
 
 _CHUNK = 1 << 20  # positives drawn for at once where batches are smaller: the host waits for the device once in each
@@ -50,8 +51,7 @@ class DeviceStream:
         world_size: int = 1,
         shares: Sequence[int] | None = None,
     ) -> None:
-        num_training = [info.num_training for info in prepared.manifest.partitions]
-        self.plan = plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
+        self.plan = plan = EpochPlan.of(prepared, recipe, rank=rank, world_size=world_size, shares=shares)
         if plan.sizes[rank] > recipe.feed.window_interactions:
             raise RecipeError(
                 f"cluster.placement = 'device' holds all {plan.sizes[rank]:,} positives of a worker in the device's "
@@ -63,7 +63,7 @@ class DeviceStream:
         pieces = sorted(plan.pieces)
         self._first = dict(zip(pieces, np.cumsum([0, *(piece.size for piece in pieces)]).tolist(), strict=False))
         self._held = _Held(_read(prepared, pieces, recipe), device) if pieces else None
-        self._is_explicit, self._num_recent = recipe.train.objective == "explicit", num_recent_items(recipe.model)
+        self._nothing = _to_device(empty_samples(recipe), device)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[TensorBatch]:
         """Yields the batches of an epoch from a step on: equally many on every worker, empty ones included.
@@ -102,7 +102,7 @@ class DeviceStream:
         """Returns the samples of the positives at the given indices, with the epoch's negatives."""
         held = self._held
         if held is None:
-            return self._nothing()
+            return self._nothing
         rows = held.rows[indices].long()
         user_idx, items = held.user_idx[rows], held.items[indices].unsqueeze(1)
         positions = indices - held.starts[rows]
@@ -134,16 +134,6 @@ class DeviceStream:
             else:
                 flat[suspects] = excluded.nth_allowed(rows[positive], bits)
         return items.int()
-
-    def _nothing(self) -> TensorBatch:
-        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=self._device)
-
-        num_columns = 1 if self._is_explicit else 1 + self._num_negatives
-        rating = empty(0, dtype=torch.float32) if self._is_explicit else None
-        recent = empty(0, self._num_recent, dtype=torch.int32) if self._num_recent else None
-        items, weight = empty(0, num_columns, dtype=torch.int32), empty(0, dtype=torch.float32)
-        return TensorBatch(empty(0, dtype=torch.int64), items, weight, rating, 0, recent)
 
 
 class _Held:
@@ -205,6 +195,17 @@ def _read(prepared: PreparedSet, pieces: Sequence[Piece], recipe: Recipe) -> Pos
     return Positives.concatenate(
         [Positives.from_table(table, piece, num_items, recipe) for table, piece in zip(tables, pieces, strict=True)]
     )
+
+
+def _to_device(samples: Samples, device: torch.device) -> TensorBatch:
+    arrays = (samples.user_idx, samples.item_idx, samples.weight, samples.rating, samples.recent)
+    users, items, weights, ratings, recent = (
+        None if array is None else torch.tensor(array, device=device) for array in arrays
+    )
+    assert users is not None
+    assert items is not None
+    assert weights is not None
+    return TensorBatch(users, items, weights, ratings, 0, recent)
 
 
 def _part(chunk: TensorBatch, part: slice, global_batch_size: int) -> TensorBatch:

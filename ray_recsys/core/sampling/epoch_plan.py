@@ -18,6 +18,7 @@ import numpy as np
 from ray_recsys.config import Recipe
 from ray_recsys.core.arrays import Int64s
 from ray_recsys.core.counter_random import Permutation, derive_key
+from ray_recsys.core.prepared import PreparedSet
 
 _PIECE_ORDER = 2
 _WINDOW_ORDER = 3
@@ -91,6 +92,20 @@ class EpochPlan:
             window_interactions=recipe.feed.window_interactions,
             seed=recipe.seed,
         )
+
+    @classmethod
+    def of(
+        cls,
+        prepared: PreparedSet,
+        recipe: Recipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shares: Sequence[int] | None = None,
+    ) -> Self:
+        """Returns what `make` does, for a prepared set."""
+        num_training = [info.num_training for info in prepared.manifest.partitions]
+        return cls.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
 
     @cached_property
     def cuts(self) -> Int64s:

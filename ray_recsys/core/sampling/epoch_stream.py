@@ -65,7 +65,7 @@ class EpochStream:
         self.plan = plan
         self._read = read
         self._last_epoch = recipe.train.epochs  # nothing is prefetched after it
-        self._empty = _empty_samples(recipe)
+        self._empty = empty_samples(recipe)
         self._ahead: tuple[int, Prefetched[WindowSamples]] | None = None
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -140,7 +140,8 @@ class EpochStream:
         return Prefetched(self._read(epoch, windows), 1)
 
 
-def _empty_samples(recipe: Recipe) -> Samples:
+def empty_samples(recipe: Recipe) -> Samples:
+    """Returns no samples, with the columns of the recipe's."""
     is_explicit = recipe.train.objective == "explicit"
     num_columns = 1 if is_explicit else 1 + recipe.feed.num_negatives
     ratings = np.zeros(0, np.float32) if is_explicit else None

@@ -73,8 +73,7 @@ def local_feed(
         columns = needed_columns(recipe)
         return (prepared.read_columns(piece.partition, columns) for piece in pieces)
 
-    num_training = [info.num_training for info in prepared.manifest.partitions]
-    plan = EpochPlan.make(num_training, recipe, rank=rank, world_size=world_size, shares=shares)
+    plan = EpochPlan.of(prepared, recipe, rank=rank, world_size=world_size, shares=shares)
     sampler = NegativeSampler.from_recipe(recipe, prepared.item_counts())
     return EpochStream(plan, HistoryReader(plan, sampler, recipe, read), recipe)
 
