@@ -225,7 +225,7 @@ class TrainedNeuMF:
 
     @cached_property
     def _fold_in(self) -> FoldIn:
-        return FoldIn(self._network)
+        return FoldIn(self._network, self._user_rows)
 
 
 @torch.inference_mode()

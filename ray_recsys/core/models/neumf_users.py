@@ -29,12 +29,12 @@ class UserRows:
         if self._tables is None:
             return self._of_network(user_idx)
         gmf, mlp, bias = (table[user_idx] for table in self._tables)
-        weight, constant = self._user_layer
+        weight, constant = self.user_layer
         factors = np.empty((len(gmf), self._width + len(constant) + 2), np.float32)
-        np.multiply(gmf, self._gmf_output, out=factors[:, : self._width])
+        np.multiply(gmf, self.gmf_output, out=factors[:, : self._width])
         factors[:, self._width] = 1
         np.add(mlp @ weight, constant, out=factors[:, self._width + 1 : -1])
-        factors[:, -1] = bias + self._global_bias
+        factors[:, -1] = bias + self.global_bias
         return factors
 
     @torch.inference_mode()
@@ -56,14 +56,17 @@ class UserRows:
         recent = np.full((1, length), -1, np.int64)
         latest = history[::-1][:length]
         recent[0, : len(latest)] = latest
-        gmf, mlp, bias = self._mean if user_idx is None else self._own(user_idx)
+        gmf, mlp, bias = self.parameters(user_idx)
         gmf_BD, hidden_BH = network.compose_user(gmf[None], mlp[None], torch.from_numpy(recent))
         parts = [gmf_BD, torch.ones(1, 1), hidden_BH, (bias + network.global_bias).reshape(1, 1)]
         factors: Float32s = torch.cat(parts, dim=1).numpy()
         return factors
 
-    def _own(self, user_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+    def parameters(self, user_idx: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a trained user's embeddings and bias; None: the mean user's."""
         network = self._network
+        if user_idx is None:
+            return self._mean
         return network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx]
 
     @cached_property
@@ -72,16 +75,18 @@ class UserRows:
         return network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean()
 
     @cached_property
-    def _user_layer(self) -> tuple[Float32s, Float32s]:
+    def user_layer(self) -> tuple[Float32s, Float32s]:
         """The user half of the first layer, transposed, and its bias."""
         return self._network.user_half.weight.detach().numpy().T, self._network.user_half.bias.detach().numpy()
 
     @cached_property
-    def _global_bias(self) -> np.float32:
+    def global_bias(self) -> np.float32:
+        """That of all logits."""
         return np.float32(self._network.global_bias.item())
 
     @cached_property
-    def _gmf_output(self) -> Float32s:
+    def gmf_output(self) -> Float32s:
+        """Output weights of the GMF branch, float32[D]."""
         output = self._network.gmf_output
         return np.ones(self._width, np.float32) if output is None else output.detach().numpy()
 
@@ -97,16 +102,11 @@ def _tables_of(network: "NeuMF") -> tuple[Float32s, Float32s, Float32s] | None:
 class FoldIn:
     """Makes factors from histories, a few milliseconds each."""
 
-    def __init__(self, network: "NeuMF") -> None:
-        self._network = network
-        with torch.inference_mode():
-            ones = torch.ones(network.recipe.gmf_dim)
-            self._output = (ones if network.gmf_output is None else network.gmf_output).numpy()
-            mean_user = [network.user_gmf.mean(0), network.user_mlp.mean(0), network.user_bias.mean().reshape(1)]
-            self._mean = torch.cat(mean_user).numpy()
-            self._global_bias = float(network.global_bias)
-        self._user_half = network.user_half.weight.detach().numpy()
-        self._user_half_bias = network.user_half.bias.detach().numpy()
+    def __init__(self, network: "NeuMF", users: UserRows) -> None:
+        self._network, self._users = network, users
+        self._output, self._global_bias = users.gmf_output, users.global_bias
+        weight, self._user_half_bias = users.user_layer
+        self._user_half = weight.T
         self._width = network.recipe.gmf_dim
         self._drawer = ExampleDrawer(network.num_items)
 
@@ -115,17 +115,15 @@ class FoldIn:
         examples = self._drawer.examples(history)
         with torch.no_grad():
             item_hidden = self._network.item_half(self._network.item_mlp[torch.from_numpy(examples.items)])
-        prior = self._mean if user_idx is None else self._trained(user_idx)
+        prior = self._prior(user_idx)
         user = fit_user(prior, examples, lambda user: self._linearise(user, examples.items, item_hidden))
         gmf, mlp, bias = np.split(user, [self._width, len(user) - 1])
-        parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + np.float32(self._global_bias)]
+        parts = [gmf * self._output, np.ones(1), self._hidden(mlp), bias + self._global_bias]
         return np.concatenate(parts).astype(np.float32)[np.newaxis]
 
     @torch.inference_mode()
-    def _trained(self, user_idx: int) -> Float32s:
-        network = self._network
-        own = [network.user_gmf[user_idx], network.user_mlp[user_idx], network.user_bias[user_idx : user_idx + 1]]
-        parameters: Float32s = torch.cat(own).numpy()
+    def _prior(self, user_idx: int | None) -> Float32s:
+        parameters: Float32s = torch.cat([part.reshape(-1) for part in self._users.parameters(user_idx)]).numpy()
         return parameters
 
     def _linearise(self, user: Float32s, items: Int64s, item_hidden: Tensor) -> tuple[Float32s, Float32s]:
@@ -136,7 +134,7 @@ class FoldIn:
             mlp_logits = self._network.mlp_head(hidden.clone())
             (by_hidden,) = torch.autograd.grad(mlp_logits.sum(), hidden)
         item_gmf = self._network.item_gmf.detach().numpy()[items] * self._output
-        item_bias = self._network.item_bias.detach().numpy()[items] + np.float32(self._global_bias)
+        item_bias = self._network.item_bias.detach().numpy()[items] + self._global_bias
         logits = item_gmf @ gmf + item_bias + bias + mlp_logits.detach().numpy()
         by_bias = np.ones((len(items), 1), np.float32)
         return logits, np.concatenate([item_gmf, by_hidden.numpy() @ self._user_half, by_bias], axis=1)
