@@ -43,12 +43,7 @@ class FitTrainer:
     def train(
         self, data: Location, output: Location, recipe: Recipe, executor: Executor, *, resume: bool, report: Reporter
     ) -> TrainResult:
-        prepared = PreparedSet.open(data)
-        self.resumed.append(resume)
-        if self.is_killed:
-            start_run(output, start_of(prepared, recipe))
-            raise Killed
-        return fit(prepared, output, recipe, executor, resume=resume, report=report)
+        return self._fit(data, output, recipe, executor, resume=resume, report=report, is_killed=self.is_killed)
 
     def refit(
         self,
@@ -64,9 +59,22 @@ class FitTrainer:
         assert cluster == ClusterRecipe()
         recipe = Run.open(finished).manifest.recipe
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"refit": True})})
+        return self._fit(data, output, recipe, executor, resume=resume, report=report, is_killed=self.is_refit_killed)
+
+    def _fit(
+        self,
+        data: Location,
+        output: Location,
+        recipe: Recipe,
+        executor: Executor,
+        *,
+        resume: bool,
+        report: Reporter,
+        is_killed: bool,
+    ) -> TrainResult:
         prepared = PreparedSet.open(data)
         self.resumed.append(resume)
-        if self.is_refit_killed:
+        if is_killed:
             start_run(output, start_of(prepared, recipe))
             raise Killed
         return fit(prepared, output, recipe, executor, resume=resume, report=report)

@@ -12,7 +12,7 @@ manifest.json            size and sha256 of every file above
 
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,14 +72,10 @@ def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
     is_first = users is None or rank_of_process() == 0
     if is_first:
         of_users = trainer.model.user_tables if users is not None else ()
-        state = trainer.model.state_dict().items()
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in state if name not in of_users}, directory / WEIGHTS
-        )
+        state = trainer.model.state_dict()
+        _save_tensors({name: tensor for name, tensor in state.items() if name not in of_users}, directory / WEIGHTS)
         if trainer.average is not None:
-            save_file(
-                {name: t.cpu().contiguous() for name, t in trainer.average.state_dict().items()}, directory / AVERAGE
-            )
+            _save_tensors(trainer.average.state_dict(), directory / AVERAGE)
         torch.save(trainer.learner.state_dict(), directory / OPTIMIZER)
         (directory / PROGRESS).write_bytes(_PROGRESS.dump_json(progress, indent=2))
     others: dict[str, FileDigest] = {}
@@ -89,6 +85,10 @@ def save_checkpoint(trainer: Trainer, directory: Path, best: Path) -> None:
     if is_first:
         body = {"epoch": progress.num_epochs, "step": progress.partial.num_steps}
         write_manifest(directory, kind=KIND, schema_version=SCHEMA_VERSION, body=body, elsewhere=others)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _save_best(trainer: Trainer, best: Path) -> None:

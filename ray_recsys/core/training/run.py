@@ -227,8 +227,9 @@ def read_start(path: LocationLike) -> RunStart:
     Raises:
         IntegrityError: Its file cannot be read.
     """
+    file = Location.of(path) / STARTED
     try:
-        return RunStart.model_validate_json(read_bytes(file := Location.of(path) / STARTED))
+        return RunStart.model_validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"{file} cannot be read ({error})", remedy="train again into another directory") from error
 
