@@ -60,17 +60,17 @@ class ListRows:
         lengths = np.array([len(answer.item_idx) for answer in answers], np.int64)
         rows = np.repeat(np.arange(len(answers)), lengths)
         items = _concatenate([answer.item_idx for answer in answers], np.int32)
-        distinct, places = np.unique(items, return_inverse=True)
+        distinct, entries = np.unique(items, return_inverse=True)
         table = self.recommender.bundle.catalogue.table.take(pa.array(distinct))
         sources = np.array([_SOURCES.index(answer.source) for answer in answers], np.int64)
         columns = {
             "user_id": _taken(user_ids, rows),
             "rank": pa.array(ranks_in_rows(lengths) + 1, pa.int32()),
-            "item_id": _taken(table["item_id"], places),
+            "item_id": _taken(table["item_id"], entries),
             "score": pa.array(_concatenate([answer.scores for answer in answers], np.float32)),
         }
         if "title" in table.column_names:
-            columns["title"] = _taken(table["title"], places)
+            columns["title"] = _taken(table["title"], entries)
         return pa.record_batch({**columns, "source": _taken(pa.array(_SOURCES, pa.string()), sources[rows])})
 
     def _answers(self, users: Lookup) -> list[Recommendations]:

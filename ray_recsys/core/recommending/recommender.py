@@ -182,8 +182,8 @@ class Reranker:
         scores = self._scores(candidates)
         best = best_first(scores, max(query.k for query in queries))
         return [
-            self._answer(query, one, row, places[: query.k])
-            for query, one, row, places in zip(queries, candidates, scores, best, strict=True)
+            self._answer(query, one, row, kept[: query.k])
+            for query, one, row, kept in zip(queries, candidates, scores, best, strict=True)
         ]
 
     def _scores(self, candidates: Sequence[Candidates]) -> Float32s:
@@ -255,7 +255,7 @@ def _factors_of_all(
     found: dict[int, tuple[UserFactors | None, Source]] = {}
     if len(trained) > 1:
         users = model.users(np.array([queries[row].user_idx for row in trained]))
-        found = {row: (users.take(slice(place, place + 1)), "two-stage") for place, row in enumerate(trained)}
+        found = {row: (users.take(slice(number, number + 1)), "two-stage") for number, row in enumerate(trained)}
     return [
         found[row] if row in found else factors_of(model, query, own)
         for row, (query, own) in enumerate(zip(queries, seen, strict=True))

@@ -15,7 +15,7 @@ def top_items(scores: Float32s, num_kept: int) -> list[Int32s]:
         scores: float32[B, I]; -inf: not eligible.
         num_kept: K, at least 1; fewer are returned where fewer are eligible.
     """
-    together = _places(scores, num_kept)
+    together = _flat_indices(scores, num_kept)
     if together is None:
         return [_of_row(row, num_kept) for row in scores]
     return list((together % scores.shape[1]).astype(np.int32))
@@ -26,7 +26,7 @@ def best_first(scores: Float32s, num_kept: int) -> list[Int32s]:
     if len(scores) == 1:
         order = np.argsort(-scores[0], kind="stable")[:num_kept].astype(np.int32)
         return [order if scores[0, order[-1:]].min(initial=0) > -np.inf else order[scores[0, order] > -np.inf]]
-    together = _places(scores, num_kept)
+    together = _flat_indices(scores, num_kept)
     if together is None:
         kept = zip(scores, top_items(scores, num_kept), strict=True)
         return [own[np.argsort(-row[own], kind="stable")] for row, own in kept]
@@ -35,14 +35,14 @@ def best_first(scores: Float32s, num_kept: int) -> list[Int32s]:
     return list((together[rows, by_score] % scores.shape[1]).astype(np.int32))
 
 
-def _places(scores: Float32s, num_kept: int) -> Int64s | None:
-    """Returns where in the flat scores the best of each row are, int64[B, K]; None: some row has ties, or fewer."""
+def _flat_indices(scores: Float32s, num_kept: int) -> Int64s | None:
+    """Returns the flat indices of the best of each row, int64[B, K]; None: some row has ties, or fewer."""
     num_rows, num_items = scores.shape
     if num_kept >= num_items:
         return None
     edges = np.partition(scores, num_items - num_kept, axis=1)[:, num_items - num_kept, None]
-    places = np.flatnonzero(scores >= edges)  # of each row at least K, so there are B x K only if no row has more
-    return places.reshape(num_rows, num_kept) if len(places) == num_rows * num_kept else None
+    indices = np.flatnonzero(scores >= edges)  # of each row at least K, so there are B x K only if no row has more
+    return indices.reshape(num_rows, num_kept) if len(indices) == num_rows * num_kept else None
 
 
 def _of_row(scores: Float32s, num_kept: int) -> Int32s:

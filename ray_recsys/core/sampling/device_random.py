@@ -85,5 +85,5 @@ def _scramble(values: Tensor, key: int, size: int) -> Tensor:
     return (hashes * size) >> 16
 
 
-def _shift_right(values: Tensor, places: int) -> Tensor:
-    return (values >> places) & ((1 << (64 - places)) - 1)
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -139,7 +139,7 @@ class ListPart:
 
     @property
     def users(self) -> range:
-        """Places of its users among the job's."""
+        """Rows of its users among the job's."""
         first = self.number * self.job.users_per_part
         return range(first, min(first + self.job.users_per_part, self.job.num_users))
 
